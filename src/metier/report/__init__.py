@@ -1,0 +1,1 @@
+"""Numbers to a page: reads the ledger and the event log, writes one HTML file."""

@@ -1,0 +1,1 @@
+"""Pure statistics: intervals of one sample, paired comparisons of two."""

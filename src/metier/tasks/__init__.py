@@ -1,0 +1,1 @@
+"""Task families: what is asked, the environments behind it, and gold demonstrations."""

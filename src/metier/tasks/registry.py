@@ -1,0 +1,58 @@
+"""Task families by name: built-in ones by import path, others by `register` or entry point.
+
+A family is imported when it is first asked for, so that listing names costs nothing.
+Another package offers a family through an entry point of the group
+`metier.task_families` whose object is the family, or a class that makes it without
+arguments. Left out: versions side by side; a name means one family in one process.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from importlib.metadata import entry_points
+
+from metier.base.errors import DataError
+from metier.tasks.protocol import TaskFamily
+
+__all__ = ["get_family", "names", "register"]
+
+GROUP = "metier.task_families"
+BUILT_IN = {"desk": "metier.tasks.desk.family:DeskFamily"}
+_registered: dict[str, TaskFamily] = {}
+
+
+def register(family: TaskFamily) -> TaskFamily:
+    """Make a family known under its own name; a later one of the same name replaces it."""
+    _registered[family.name] = family
+    return family
+
+
+def get_family(name: str) -> TaskFamily:
+    """The family of that name.
+
+    Raises `DataError` naming the nearest known one where there is none.
+    """
+    if name in _registered:
+        return _registered[name]
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        made = getattr(importlib.import_module(module), attribute)
+    else:
+        for point in entry_points(group=GROUP):
+            if point.name == name:
+                made = point.load()
+                break
+        else:
+            near = difflib.get_close_matches(name, names(), n=1, cutoff=0.0)
+            raise DataError(
+                f"there is no task family {name!r}; the nearest is {near[0]!r}, known are {', '.join(names())}"
+            )
+    family: TaskFamily = made() if isinstance(made, type) else made
+    _registered[name] = family
+    return family
+
+
+def names() -> list[str]:
+    """Every name that `get_family` knows, sorted."""
+    return sorted({*BUILT_IN, *_registered, *(point.name for point in entry_points(group=GROUP))})

@@ -1,0 +1,38 @@
+"""Shared by all tests: one thread each, the shared data, hypothesis without a clock.
+
+Tests run side by side on few cores, and results must not depend on how many there are,
+so every test and every process that it starts computes on one thread.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+    os.environ[variable] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["COLUMNS"] = "100"  # what typer and rich print does not depend on the terminal
+
+settings.register_profile("metier", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("metier")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The data folder that lies beside the checkout where the project is developed."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the project's shared data folder beside the checkout (../shared/data)")
+    return folder

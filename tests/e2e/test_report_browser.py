@@ -1,0 +1,177 @@
+"""The report in a real browser, wide and narrow, light and dark, from file://."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from metier.records.ledger import Ledger
+from metier.report.collect import collect
+from metier.report.page import render, write
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SIZES = ((1280, 800), (390, 844))
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or importlib.util.find_spec("playwright") is None,
+    reason="needs a browser: apt-get install chromium, and pip install playwright",
+)
+
+
+def sample() -> ModuleType:
+    path = Path(__file__).parents[1] / "unit" / "test_report_sample.py"
+    spec = importlib.util.spec_from_file_location("report_sample", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["report_sample"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("report")
+    with Ledger.open(folder / "ledger.sqlite") as ledger:
+        run = sample().fill(ledger, folder)
+        html = render(collect(ledger, run.id, folder))
+    assert len(html.encode()) < 5_000_000
+    write(folder / "report.html", html)
+    return (folder / "report.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+class Opened:
+    """A page that remembers what it complained about and what it asked for."""
+
+    def __init__(self, browser: Any, address: str, size: tuple[int, int], scheme: str = "light") -> None:
+        self.complaints: list[str] = []
+        self.asked: list[str] = []
+        self.page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(address)
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.page.close()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_fits_and_is_quiet(browser: Any, address: str, size: tuple[int, int], scheme: str) -> None:
+    with Opened(browser, address, size, scheme) as opened:
+        page = opened.page
+        page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        width = page.evaluate("document.documentElement.scrollWidth")
+        assert width <= size[0]
+        assert opened.complaints == []
+        assert opened.asked == [address]
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        light = sum(int(part) for part in paper.strip("rgb()").split(",")) > 3 * 128
+        assert light == (scheme == "light")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_first_screen_answers(browser: Any, address: str, size: tuple[int, int]) -> None:
+    with Opened(browser, address, size) as opened:
+        page = opened.page
+        box = page.locator("#verdict").bounding_box()
+        assert box["y"] + box["height"] < size[1] * 0.5
+        text = page.locator("#verdict").inner_text()
+        assert "Heldout success rose from" in text and "interval" in text and "paired" in text
+        assert page.locator(".first .dots").first.bounding_box()["y"] < size[1]
+        assert page.locator("h1").count() == 1
+
+
+def test_text_has_contrast(browser: Any, address: str) -> None:
+    script = """() => {
+      const parse = (text) => text.match(/[\\d.]+/g).slice(0, 3).map(Number);
+      const light = (rgb) => rgb.map((v) => v / 255).map((v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+      const paper = light(parse(getComputedStyle(document.body).backgroundColor));
+      return ['.lede', '.fine', '.up', '.right b', '.wrong b', '.tags', 'h1', '.ci'].map((selector) => {
+        const ink = light(parse(getComputedStyle(document.querySelector(selector)).color));
+        const [high, low] = ink > paper ? [ink, paper] : [paper, ink];
+        return [selector, (high + .05) / (low + .05)];
+      });
+    }"""
+    for scheme in ("light", "dark"):
+        with Opened(browser, address, SIZES[0], scheme) as opened:
+            for selector, ratio in opened.page.evaluate(script):
+                assert ratio >= 4.5, (scheme, selector, ratio)
+
+
+def test_filters_and_open_all(browser: Any, address: str) -> None:
+    with Opened(browser, address, SIZES[0]) as opened:
+        page = opened.page
+        cases = page.locator(".case:visible")
+        assert cases.count() == 20
+        page.select_option("select[name=kind]", "decline")
+        shown = cases.count()
+        assert 0 < shown < 20
+        assert page.locator("#shown").inner_text() == f"{shown} of 20 shown"
+        assert set(cases.evaluate_all("rows => rows.map((row) => row.dataset.kind)")) == {"decline"}
+        page.select_option("select[name=path]", "gained")
+        assert set(cases.evaluate_all("rows => rows.map((row) => row.dataset.path)")) <= {"gained"}
+        page.select_option("select[name=kind]", "")
+        page.select_option("select[name=path]", "")
+        page.click("#open-all")
+        assert page.locator(".case[open]").count() == 20
+        assert page.locator("#open-all").inner_text() == "Close all"
+        assert page.locator(".case article:visible").count() == 60
+        page.click("#open-all")
+        assert page.locator(".case[open]").count() == 0
+        page.select_option("select[name=split]", "unseen_desk")
+        page.select_option("select[name=kind]", "lookup")
+        if cases.count() == 0:
+            assert page.locator("#none").is_visible()
+        assert opened.complaints == []
+
+
+def test_a_case_opens_with_the_keyboard(browser: Any, address: str) -> None:
+    with Opened(browser, address, SIZES[1]) as opened:
+        page = opened.page
+        page.locator(".case > summary").first.focus()
+        page.keyboard.press("Enter")
+        assert page.locator(".case").first.get_attribute("open") is not None
+
+
+def test_injected_script_is_inert(browser: Any, address: str) -> None:
+    with Opened(browser, address, SIZES[0]) as opened:
+        page = opened.page
+        page.click("#open-all")
+        assert "window.hacked" in page.locator("#cases ~ .cases").inner_text()
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("main img, main script").count() == 0
+        # Even markup that got past the escaping would not run: the policy admits one script only.
+        page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.hacked = 3\">')")
+        element = "Object.assign(document.createElement('script'), { textContent: 'window.hacked = 4' })"
+        page.evaluate(f"document.body.append({element})")
+        assert page.evaluate("window.hacked") is None
+
+
+def test_prints_without_controls(browser: Any, address: str) -> None:
+    with Opened(browser, address, SIZES[0]) as opened:
+        opened.page.emulate_media(media="print")
+        assert not opened.page.locator("#filters").is_visible()
+        assert opened.page.locator("#verdict").is_visible()
