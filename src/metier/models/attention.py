@@ -58,7 +58,7 @@ class _Bundle:
     context_P: Tensor | None  # token indices of the ancestors, or None for roots
     tokens_BS: Tensor  # token indices, short spans padded with their last token
     keep_T: Tensor  # flat indices into (B, S) that are real tokens
-    blocked_SL: Tensor  # True where a query must not see a key; L = P + S
+    bias_SS: Tensor  # -inf where a query must not see a key of its own span, else 0
 
 
 class ForestLayout:
@@ -99,18 +99,18 @@ class ForestLayout:
         k = key_KTD.shape[0]
         flat = bundle.tokens_BS.reshape(-1)
         query = query_HTD.index_select(1, flat).view(k, h // k, b, s, d).permute(2, 0, 1, 3, 4).reshape(b, k, -1, d)
+        query = query * scale
         key = key_KTD.index_select(1, flat).view(k, b, s, d).transpose(0, 1)  # B K S D
         value = value_KTD.index_select(1, flat).view(k, b, s, d).transpose(0, 1)
-        scores = torch.matmul(query, key.transpose(-1, -2))  # B K QS S
+        scores = torch.matmul(query, key.transpose(-1, -2)).view(b, h, s, s) + bundle.bias_SS.to(query.dtype)
+        scores = scores.view(b, k, -1, s)
         p = 0
         if bundle.context_P is not None:
             p = len(bundle.context_P)
             context_key = key_KTD.index_select(1, bundle.context_P).expand(b, k, p, d)
             context_value = value_KTD.index_select(1, bundle.context_P).expand(b, k, p, d)
             scores = torch.cat([torch.matmul(query, context_key.transpose(-1, -2)), scores], -1)
-        wide = scores if scores.dtype == torch.float64 else scores.float()
-        wide = (wide * scale).view(b, h, s, p + s).masked_fill(bundle.blocked_SL, float("-inf"))
-        weights = torch.softmax(wide, -1).to(scores.dtype).view(b, k, -1, p + s)
+        weights = torch.softmax(scores, -1)  # sums in float32 inside, whatever the dtype
         out = torch.matmul(weights[..., p:], value)
         if p:
             out = out + torch.matmul(weights[..., :p], context_value)
@@ -137,13 +137,12 @@ def _bundle(spans: list[Span], context: list[int], device: torch.device | str) -
     longest = max(s.length for s in spans)
     tokens = torch.stack([torch.arange(longest).clamp(max=s.length - 1) + s.start for s in spans])
     keep = torch.cat([torch.arange(s.length) + row * longest for row, s in enumerate(spans)])
-    own = torch.ones(longest, longest, dtype=torch.bool).triu(1)
-    blocked = torch.cat([torch.zeros(longest, len(context), dtype=torch.bool), own], 1)
+    bias = torch.full((longest, longest), float("-inf")).triu(1)
     return _Bundle(
         context_P=torch.tensor(context, device=device) if context else None,
         tokens_BS=tokens.to(device),
         keep_T=keep.to(device),
-        blocked_SL=blocked.to(device),
+        bias_SS=bias.to(device),
     )
 
 

@@ -92,10 +92,10 @@ class PrefixLayout:
         self._kept.append((key_KTD.contiguous(), value_KTD.contiguous()))
         h, t, d = query_HTD.shape
         k = key_KTD.shape[0]
-        scores = torch.matmul(query_HTD.reshape(k, -1, d), key_KTD.transpose(-1, -2)).float() * scale
+        scores = torch.matmul(query_HTD.reshape(k, -1, d) * scale, key_KTD.transpose(-1, -2))
         blocked = torch.ones(t, t, dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.view(h, t, t).masked_fill(blocked, float("-inf"))
-        weights = torch.softmax(scores, -1).to(query_HTD.dtype).view(k, -1, t)
+        weights = torch.softmax(scores, -1).view(k, -1, t)
         return torch.matmul(weights, value_KTD).view(h, t, d).transpose(0, 1)
 
 
@@ -104,7 +104,6 @@ class _Part:
     """Rows that grow by the same padded number of tokens in this pass."""
 
     rows: Tensor | slice  # slots
-    count: int
     tokens_RN: Tensor  # indices into the T tokens of the pass, padded with the row's last
     keep_T: Tensor  # flat indices into (R, N) that are real
     length: int  # L: longest own length after this pass
@@ -136,30 +135,35 @@ class ExtendLayout:
         self.position_ids_T = torch.tensor(positions, device=device)
         self._slots_T = torch.tensor(slots, device=device)
         self._inner_T = torch.tensor(inner, device=device)
-        single = [i for i, (_, n) in enumerate(new) if n == 1]
-        longer = [i for i, (_, n) in enumerate(new) if n > 1]
-        self._parts = [self._part([(new[i], starts[i]) for i in part]) for part in (single, longer) if part]
+        entries = [(row, n, start) for (row, n), start in zip(new, starts, strict=True)]
+        kinds = ([e for e in entries if e[1] == 1], [e for e in entries if e[1] > 1])
+        self._parts = [self._part(kind) for kind in kinds if kind]
         order = torch.cat([p.tokens_RN.reshape(-1)[p.keep_T] for p in self._parts])
         self._back_T = torch.argsort(order)
 
-    def _part(self, entries: list[tuple[tuple[int, int], int]]) -> _Part:
+    def _part(self, entries: list[tuple[int, int, int]]) -> _Part:
+        """A part from entries of (slot, new tokens, first token index)."""
         cache, device = self.cache, self.cache.device
-        rows = [row for (row, _), _ in entries]
-        widest = max(n for (_, n), _ in entries)
-        length = max(cache.lengths[row] for row in rows)
+        widest = max(n for _, n, _ in entries)
+        by_row = {row: (n, start) for row, n, start in entries}
+        last = max(by_row)
+        # Reading slots 0 to `last` in place beats copying some of them, so when most of them
+        # take part the others are carried along and their output is dropped.
+        dense = 2 * len(by_row) > last
+        rows = list(range(last + 1)) if dense else sorted(by_row)
         tokens, keep, seen = [], [], []
-        for number, ((row, n), start) in enumerate(entries):
-            steps = [min(i, n - 1) for i in range(widest)]
+        for number, row in enumerate(rows):
+            n, start = by_row.get(row, (0, 0))
+            steps = [max(0, min(i, n - 1)) for i in range(widest)]
             tokens.append([start + i for i in steps])
             keep.extend(number * widest + i for i in range(n))
-            seen.append([cache.lengths[row] - n + i for i in steps])
+            seen.append([max(0, cache.lengths[row] - n + i) for i in steps])
+        length = max(cache.lengths[row] for row in by_row)
         groups: dict[int, list[int]] = {}
         for number, row in enumerate(rows):
             groups.setdefault(cache.prefix_of[row], []).append(number)
-        dense = rows == list(range(len(rows)))
         return _Part(
-            rows=slice(0, len(rows)) if dense else torch.tensor(rows, device=device),
-            count=len(rows),
+            rows=slice(0, last + 1) if dense else torch.tensor(rows, device=device),
             tokens_RN=torch.tensor(tokens, device=device),
             keep_T=torch.tensor(keep, device=device),
             length=length,
@@ -185,7 +189,8 @@ class ExtendLayout:
         own_key, own_value = keys[part.rows, :, : part.length], values[part.rows, :, : part.length]
         flat = part.tokens_RN.reshape(-1)
         query = query_HTD.index_select(1, flat).view(k, q, r, n, d).permute(2, 0, 1, 3, 4).reshape(r, k, q * n, d)
-        own = torch.matmul(query, own_key.transpose(-1, -2)).float().mul_(scale)  # R K QN L
+        query = query * scale
+        own = torch.matmul(query, own_key.transpose(-1, -2))  # R K QN L
         own = own.view(r, h, n, -1).masked_fill_(part.blocked_RNL[:, None], float("-inf")).view(r, k, q * n, -1)
         longest = max(self.cache.prefix_length(prefix) for prefix, _ in part.groups)
         scores = own.new_full((r, k, q * n, longest + part.length), float("-inf"))
@@ -194,10 +199,10 @@ class ExtendLayout:
             if prefix >= 0:
                 key = self.cache.prefixes[prefix][layer][0]  # K P D
                 some = query.index_select(0, members).transpose(0, 1).reshape(k, -1, d)
-                part_scores = torch.matmul(some, key.transpose(-1, -2)).float().mul_(scale)
+                part_scores = torch.matmul(some, key.transpose(-1, -2))
                 part_scores = part_scores.view(k, len(members), q * n, -1).transpose(0, 1)
                 scores[members, :, :, : key.shape[1]] = part_scores
-        weights = torch.softmax(scores, -1).to(query_HTD.dtype)
+        weights = torch.softmax(scores, -1)  # sums in float32 inside, whatever the dtype
         out = torch.matmul(weights[..., longest:], own_value)
         for prefix, members in part.groups:
             if prefix >= 0:

@@ -19,7 +19,9 @@ __all__ = ["CHUNK", "token_logprobs"]
 CHUNK = 256  # positions per projection
 
 
-def token_logprobs(hidden_ME: Tensor, head_VE: Tensor, targets_M: Tensor, *, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    hidden_ME: Tensor, head_VE: Tensor, targets_M: Tensor, *, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
     """ln p(target) and the entropy of the whole distribution, at each labelled position.
 
     Returns `(logprobs_M, entropy_M)` in nats, float32 (float64 for float64 input). Gradients

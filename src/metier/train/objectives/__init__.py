@@ -1,0 +1,1 @@
+"""Objectives: pure functions from log-probabilities to a loss, one file each."""

@@ -1,0 +1,152 @@
+"""What every stage of a run shares: ledger, log, folder, models, tasks, and the clock.
+
+A stage's elapsed time goes on where a killed process left it, so that the report's cost
+is that of the whole run.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from metier.base.clock import monotonic
+from metier.base.errors import DataError
+from metier.base.executor import Executor
+from metier.base.ids import derive_id
+from metier.base.seeds import derive_seed
+from metier.models.hub import load_model, load_tokenizer
+from metier.models.renderer import Renderer, get_renderer
+from metier.records.events import EventLog, read
+from metier.records.ledger import Ledger
+from metier.records.types import Task, Weights
+from metier.recipes.settings import BASE, Recipe
+from metier.rollout.torch_engine import TorchEngine
+from metier.tasks.protocol import TaskFamily
+
+__all__ = ["Context", "peak_memory_gb"]
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process has held, in GB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+@dataclass
+class Context:
+    """The surroundings of the stages of one run."""
+
+    recipe: Recipe
+    run_id: str
+    folder: Path
+    ledger: Ledger
+    log: EventLog
+    family: TaskFamily
+    executor: Executor
+    _tokenizer: PreTrainedTokenizerBase | None = None
+    _renderer: Renderer | None = None
+    _model: tuple[str, PreTrainedModel] | None = None
+    _clock: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.recipe.model.name)
+        return self._tokenizer
+
+    @property
+    def renderer(self) -> Renderer:
+        """Messages to tokens and back, for the model."""
+        if self._renderer is None:
+            self._renderer = get_renderer(self.tokenizer, self.recipe.model.renderer)
+        return self._renderer
+
+    def seed(self, *path: str | int) -> int:
+        """A seed under the run's root seed."""
+        return derive_seed(self.recipe.seed, *path)
+
+    def tasks(self, split: str, n: int) -> list[Task]:
+        """The first `n` tasks of a split; the same for every stage of the run."""
+        tasks = self.family.tasks(split, n, self.seed("tasks", split))
+        if not tasks:
+            raise DataError(f"split {split!r} of {self.family.name!r} is empty; splits are {', '.join(self.family.splits())}")
+        return tasks
+
+    def checkpoint_id(self, of: str) -> str:
+        """The checkpoint that a stage made; the model's own name for `base`."""
+        return self.recipe.model.name if of == BASE else derive_id("ckpt", self.run_id, of)
+
+    def weights(self, of: str, step: int = 0) -> Weights:
+        """How episodes name the weights that spoke."""
+        return Weights(checkpoint=self.checkpoint_id(of), step=step)
+
+    def load(self, of: str) -> PreTrainedModel:
+        """The model of `base` or of a finished training stage. One model is held at a time."""
+        if self._model is None or self._model[0] != of:
+            self._model = None  # let go of the old one first
+            where = self.recipe.model.name if of == BASE else str(self.folder / "checkpoints" / of)
+            self._model = (of, load_model(where, dtype=getattr(torch, self.recipe.model.dtype)))
+        return self._model[1]
+
+    def hold(self, of: str, model: PreTrainedModel) -> None:
+        """Hold a model whose weights are those of stage `of`, so that it need not be read back."""
+        self._model = (of, model)
+
+    def release(self) -> None:
+        """Let go of the model at hand: its weights are about to change."""
+        self._model = None
+
+    def engine(self, model: PreTrainedModel) -> TorchEngine:
+        """An engine that reads these weights in place."""
+        return TorchEngine(model)
+
+    # --- time and events ---------------------------------------------------------------
+
+    def elapsed(self, stage: str) -> float:
+        """Seconds that a stage has worked so far, those before a crash included."""
+        return monotonic() - self._clock[stage]
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Emit the start and the end of a stage around its work."""
+        before = max((e.get("elapsed") or 0.0 for e in read(self.folder) if e["stage"] == name), default=0.0)
+        self._clock[name] = monotonic() - before
+        self.log.emit(name, "stage_start")
+        yield
+        self.log.emit(name, "stage_end", seconds=self.elapsed(name), peak_memory_gb=peak_memory_gb())
+
+    def emit(self, stage: str, event: str, **fields: Any) -> None:
+        """Log an event of a stage with the seconds that it has worked."""
+        self.log.emit(stage, event, elapsed=self.elapsed(stage), **fields)
+
+    # --- what a stage leaves behind ----------------------------------------------------
+
+    def finished(self, stage: str) -> Mapping[str, Any] | None:
+        """What a finished stage wrote, or None."""
+        path = self.folder / "stages" / f"{stage}.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def finish(self, stage: str, result: Mapping[str, Any]) -> None:
+        """Mark a stage as done; from now on a resumed run skips it."""
+        path = self.folder / "stages" / f"{stage}.json"
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(result, indent=1))
+        partial.rename(path)
+
+    def refuse_overlap(self, tasks: Sequence[Task], what: str) -> None:
+        """Training tasks must not stand in any suite of this project. Raises `DataError`."""
+        suites = {task_id: suite.name for suite in self.ledger.suites() for task_id in suite.task_ids}
+        caught = next((task for task in tasks if task.id in suites), None)
+        if caught is not None:
+            raise DataError(f"{what}: task {caught.id} is also in suite {suites[caught.id]!r}; suites never enter training")

@@ -1,0 +1,218 @@
+"""What a recipe can say: the model, the tasks, and the stages in order.
+
+`of` names the stage whose checkpoint a stage starts from or measures ("base" is the
+model itself); `data` names the stage that supplies its demonstrations. A stage may only
+name an earlier one, and combinations that make no sense are refused when the recipe is
+read, before anything is computed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from metier.base.config import Settings, did_you_mean
+from metier.records.types import Sampling, Stage
+
+__all__ = [
+    "BASE",
+    "Demonstrate",
+    "Evaluate",
+    "ModelSettings",
+    "Recipe",
+    "Report",
+    "Rl",
+    "SamplingSettings",
+    "Sft",
+    "StageSettings",
+    "TaskSettings",
+]
+
+BASE = "base"
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class ModelSettings(Settings):
+    """The model that is post-trained."""
+
+    name: str = "smollm2"  # "smollm2", a local folder or a hub id
+    renderer: Literal["auto", "chatml", "template"] = "auto"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+
+class TaskSettings(Settings):
+    """Where tasks come from: a registered family, or a JSONL file."""
+
+    family: str | None = None
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> TaskSettings:
+        if (self.family is None) == (self.file is None):
+            raise ValueError("name either a 'family' or a 'file'")
+        return self
+
+
+class SamplingSettings(Settings):
+    """How the policy's tokens are drawn."""
+
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    max_turn_tokens: Positive = 72
+    max_tokens: Positive = 320
+    max_turns: Positive = 8
+
+    def record(self) -> Sampling:
+        """The same as a record."""
+        return Sampling(**self.model_dump())
+
+
+class Evaluate(Settings):
+    """Measure a checkpoint on splits that training never sees."""
+
+    kind: Literal["evaluate"]
+    name: str
+    of: str = BASE
+    splits: dict[str, Positive]  # split -> number of tasks
+    sampling: SamplingSettings = SamplingSettings(temperature=0.0)
+    chunk: Positive = 128  # episodes between two savings
+
+
+class Demonstrate(Settings):
+    """Let the oracle write demonstrations."""
+
+    kind: Literal["demonstrate"]
+    name: str
+    split: str
+    n: Positive
+
+
+class Sft(Settings):
+    """Supervised fine-tuning on demonstrations, with loss on the assistant's tokens only."""
+
+    kind: Literal["sft"]
+    name: str
+    of: str = BASE
+    data: str
+    lr: Rate = 5e-4
+    epochs: Positive = 1
+    batch: Positive = 32  # episodes per step
+    block: Positive = 8  # episodes of one system prompt that stay together when data is shuffled
+    max_steps: Positive | None = None
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: Annotated[int, Field(ge=0)] = 5  # steps
+    token_budget: Positive = 2400  # packed tokens of one micro-batch
+
+
+class RewardSettings(Settings):
+    """How verdicts become one number."""
+
+    success: float = 1.0
+    partial: float = 0.0
+
+
+class Rl(Settings):
+    """Sample groups of episodes, verify them, and learn from the verdicts."""
+
+    kind: Literal["rl"]
+    name: str
+    of: str
+    split: str
+    method: Literal["grpo", "rejection"] = "grpo"  # rejection: SFT on the episodes that succeeded
+    steps: Positive
+    tasks: Positive = 8  # per step
+    group: Positive = 8  # episodes per task
+    lr: Rate = 3e-5
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: Annotated[int, Field(ge=0)] = 0
+    reward: RewardSettings = RewardSettings()
+    scale_advantage: bool = True  # divide by the group's standard deviation
+    sampling: SamplingSettings = SamplingSettings()
+    token_budget: Positive = 2400
+    eval_every: Annotated[int, Field(ge=0)] = 0  # steps between small evaluations; 0 is never
+    eval_split: str = "heldout"
+    eval_tasks: Positive = 64
+
+    @model_validator(mode="after")
+    def _siblings(self) -> Rl:
+        if self.method == "grpo" and self.group < 2:
+            raise ValueError("grpo compares siblings: 'group' must be at least 2")
+        return self
+
+
+class Report(Settings):
+    """Write the page."""
+
+    kind: Literal["report"]
+    name: str = "report"
+
+
+StageSettings = Annotated[Evaluate | Demonstrate | Sft | Rl | Report, Field(discriminator="kind")]
+
+
+class Recipe(Settings):
+    """A whole configuration."""
+
+    name: str
+    seed: int = 0
+    model: ModelSettings = ModelSettings()
+    tasks: TaskSettings
+    plugins: tuple[str, ...] = ()  # Python files that register tools and verifiers
+    tracker: str = "none"  # "tensorboard" also writes TensorBoard files
+    threads: Positive | None = None  # of torch; its own choice unless told
+    save_seconds: Annotated[float, Field(ge=0)] = 40.0  # at most this much work is lost to a crash
+    stages: tuple[StageSettings, ...]
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Recipe:
+        if not self.stages:
+            raise ValueError("a recipe needs at least one stage")
+        trained, data, names = {BASE}, set[str](), set[str]()
+        for stage in self.stages:
+            if stage.name in names or stage.name == BASE:
+                raise ValueError(f"two stages are called {stage.name!r}")
+            if not stage.name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"stage name {stage.name!r} may hold letters, digits, '-' and '_' only")
+            names.add(stage.name)
+            if isinstance(stage, (Evaluate, Sft, Rl)) and stage.of not in trained:
+                raise ValueError(
+                    f"stage {stage.name!r} is of {stage.of!r}, which no earlier stage trains"
+                    f"{did_you_mean(stage.of, trained)}"
+                )
+            if isinstance(stage, Sft) and stage.data not in data:
+                raise ValueError(
+                    f"stage {stage.name!r} takes data from {stage.data!r}, which no earlier stage demonstrates"
+                    f"{did_you_mean(stage.data, data)}"
+                )
+            if isinstance(stage, (Sft, Rl)):
+                trained.add(stage.name)
+            if isinstance(stage, Demonstrate):
+                data.add(stage.name)
+        learnt = {s.split for s in self.stages if isinstance(s, (Demonstrate, Rl))}
+        measured = {split for s in self.stages if isinstance(s, Evaluate) for split in s.splits}
+        if learnt & measured:
+            raise ValueError(f"split {min(learnt & measured)!r} is both trained on and evaluated on")
+        return self
+
+    def records(self) -> tuple[Stage, ...]:
+        """The stages as records, with their declared inputs and outputs."""
+        out = []
+        for stage in self.stages:
+            inputs: tuple[str, ...] = ()
+            outputs: tuple[str, ...] = (f"checkpoint:{stage.name}",)
+            if isinstance(stage, Evaluate):
+                inputs, outputs = (stage.of, *stage.splits), ("episodes", "feedback")
+            elif isinstance(stage, Demonstrate):
+                inputs, outputs = (stage.split,), ("episodes", "feedback", f"dataset:{stage.name}")
+            elif isinstance(stage, Sft):
+                inputs = (stage.of, stage.data)
+            elif isinstance(stage, Rl):
+                inputs, outputs = (stage.of, stage.split), ("episodes", "feedback", f"dataset:{stage.name}", *outputs)
+            else:
+                inputs, outputs = tuple(s.name for s in self.stages if s is not stage), ("report.html",)
+            out.append(Stage(name=stage.name, kind=stage.kind, inputs=inputs, outputs=outputs))
+        return tuple(out)

@@ -1,0 +1,165 @@
+"""The embedded engine: samples in this process from the trainer's own weights.
+
+Rows of a key-value cache hold the conversations. Every pass extends them all: those that
+are speaking by one token, those that were just spoken to by what was said. A finished
+conversation leaves its slot to the next request at once. Shared prefixes are computed
+once per call. There is no copy of the weights, so there is nothing to synchronise.
+
+Each request draws from a generator of its own, so its choices do not depend on its
+neighbours; its log-probabilities do, in the last bits, because matrix products of other
+shapes round differently. Left out: speculative decoding, compiled graphs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from metier.models.attention import hidden_states, use_layouts
+from metier.models.kvcache import ExtendLayout, KVCache, PrefixLayout
+from metier.records.types import Sampling
+from metier.rollout.engine import Drawn, OnTurn, Request
+
+__all__ = ["TorchEngine"]
+
+_CHUNK = 256  # words per bucket when a word is drawn
+
+
+@dataclass(slots=True)
+class _Row:
+    number: int  # of the request
+    random: random.Random
+    pending: list[int]  # tokens that the model has not read yet
+    tokens: list[int] = field(default_factory=list)  # drawn in this turn
+    logprobs: list[float] = field(default_factory=list)
+
+
+class TorchEngine:
+    """Continuous batching over `rows` slots, reading `model` in place."""
+
+    def __init__(self, model: PreTrainedModel, *, rows: int = 128, pass_tokens: int = 1536) -> None:
+        self.model = use_layouts(model)
+        self.rows = rows
+        self.pass_tokens = pass_tokens  # tokens of one pass, at most
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Request], sampling: Sampling, stop_ids: frozenset[int], on_turn: OnTurn) -> None:
+        """See `Engine.generate`."""
+        if not requests:
+            return
+        cache = KVCache(self.model, min(self.rows, len(requests)))
+        prefixes: dict[tuple[int, ...], int] = {}
+        queue = deque(range(len(requests)))
+        active: list[_Row] = []
+        while queue or active:
+            while queue and len(active) < cache.rows:
+                number = queue.popleft()
+                active.append(self._admit(number, requests[number], cache, prefixes, len(active)))
+            new, chosen = self._next_pass(active)
+            layout = ExtendLayout(cache, new)
+            ids = torch.tensor([t for row in chosen for t in active[row].pending], device=cache.device)
+            hidden_TE = hidden_states(self.model, ids, layout.position_ids_T, layout)
+            ends = torch.tensor([n for _, n in new], device=cache.device).cumsum(0) - 1
+            words, logprobs = self._draw(hidden_TE[ends], [active[row].random for row in chosen], sampling)
+            finished = []
+            for row, word, logprob in zip(chosen, words, logprobs, strict=True):
+                state = active[row]
+                state.tokens.append(word)
+                state.logprobs.append(logprob)
+                state.pending = [word]
+                stopped = word in stop_ids
+                if stopped or len(state.tokens) >= sampling.max_turn_tokens:
+                    drawn = Drawn(tuple(state.tokens), tuple(state.logprobs), "stop" if stopped else "length")
+                    said = on_turn(state.number, drawn)
+                    if said is None:
+                        finished.append(row)
+                    else:
+                        state.pending.extend(said)
+                        state.tokens, state.logprobs = [], []
+            for row in sorted(finished, reverse=True):
+                if queue:
+                    number = queue.popleft()
+                    active[row] = self._admit(number, requests[number], cache, prefixes, row)
+                else:
+                    last = len(active) - 1
+                    if row != last:
+                        cache.move_row(last, row)
+                        active[row] = active[last]
+                    active.pop()
+
+    def _admit(
+        self, number: int, request: Request, cache: KVCache, prefixes: dict[tuple[int, ...], int], row: int
+    ) -> _Row:
+        head = request.prompt[: min(request.prefix, len(request.prompt) - 1)]
+        prefix = -1
+        if head:
+            if head not in prefixes:
+                prefixes[head] = len(cache.prefixes)
+                ids = torch.tensor(head, device=cache.device)
+                hidden_states(self.model, ids, torch.arange(len(head), device=cache.device), PrefixLayout(cache))
+            prefix = prefixes[head]
+        cache.clear_row(row, prefix)
+        return _Row(number, random.Random(request.seed), list(request.prompt[len(head) :]))
+
+    def _next_pass(self, active: list[_Row]) -> tuple[list[tuple[int, int]], list[int]]:
+        """Rows and token counts of the next pass: all that speak, and listeners while there is room."""
+        new, chosen = [], []
+        room = self.pass_tokens
+        for row, state in enumerate(active):
+            n = len(state.pending)
+            if n == 1 or n <= room or not chosen:
+                new.append((row, n))
+                chosen.append(row)
+                room -= n
+        return new, chosen
+
+    def _draw(self, hidden_RE: Tensor, randoms: list[random.Random], sampling: Sampling) -> tuple[list[int], list[float]]:
+        """Draw one word a row; its log-probability is that of the whole distribution."""
+        head = self.model.get_output_embeddings()
+        logits = head(hidden_RE).float()
+        top = logits.amax(-1, keepdim=True)
+        weights = torch.exp(logits - top)
+        normaliser = weights.sum(-1)
+        if sampling.temperature == 0.0:
+            words = logits.argmax(-1)
+        else:
+            if sampling.temperature != 1.0 or sampling.top_p < 1.0 or sampling.top_k > 0:
+                weights = _truncate(torch.softmax(logits / sampling.temperature, -1), sampling)
+            uniform = torch.tensor([r.random() for r in randoms], device=logits.device, dtype=torch.float64)
+            words = _inverse(weights, uniform)
+        chosen = logits.gather(1, words[:, None])[:, 0]
+        logprobs = chosen - top[:, 0] - normaliser.log()
+        return words.tolist(), logprobs.tolist()
+
+
+def _truncate(probabilities_RV: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities with all but the top-k words, then all but the top-p mass, set to zero."""
+    ranked, order = probabilities_RV.sort(-1, descending=True)
+    keep = torch.ones_like(ranked, dtype=torch.bool)
+    if sampling.top_k > 0:
+        keep[:, sampling.top_k :] = False
+    if sampling.top_p < 1.0:
+        keep &= ranked.cumsum(-1) - ranked < sampling.top_p
+    return torch.zeros_like(ranked).scatter(1, order, ranked * keep)
+
+
+def _inverse(weights_RV: Tensor, uniform_R: Tensor) -> Tensor:
+    """Draw from unnormalised weights by inversion: first a bucket of words, then a word."""
+    rows, words = weights_RV.shape
+    padded = torch.nn.functional.pad(weights_RV, (0, -words % _CHUNK)).view(rows, -1, _CHUNK)
+    buckets = padded.sum(-1, dtype=torch.float64).cumsum(-1)
+    target = uniform_R * buckets[:, -1]
+    bucket = torch.searchsorted(buckets, target[:, None], right=True).clamp_(max=buckets.shape[1] - 1)
+    before = torch.where(bucket > 0, buckets.gather(1, (bucket - 1).clamp(min=0)), 0.0)
+    inner = padded[torch.arange(rows, device=padded.device), bucket[:, 0]]
+    cumulative = inner.double().cumsum(-1)
+    # never past the last word of positive weight, whatever the rounding
+    place = torch.searchsorted(cumulative, target[:, None] - before, right=True)
+    last = (inner > 0).double().mul(torch.arange(1, _CHUNK + 1, device=inner.device)).argmax(-1, keepdim=True)
+    return (bucket * _CHUNK + torch.minimum(place, last))[:, 0]

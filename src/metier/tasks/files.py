@@ -1,0 +1,101 @@
+"""Tasks from a JSONL file: one task per line, with the verifier that applies to it.
+
+A line holds `messages` (OpenAI chat format) or `prompt` (text), and optionally `tools`
+(names of registered tools), `answer` (anything, hidden from the policy), `verifier`
+(`{"name": ..., parameters}` or a name), `demonstration` (messages that continue the
+conversation), `split` (default "train") and `kind`. Every bad line is refused by number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metier.base.errors import DataError
+from metier.base.seeds import rng_for
+from metier.records.types import Message, Task, Tool, VerifierSpec
+from metier.tasks.protocol import Environment
+
+__all__ = ["FileFamily"]
+
+_KEYS = {"messages", "prompt", "tools", "answer", "verifier", "demonstration", "split", "kind", "licence"}
+
+
+class FileFamily:
+    """The tasks of one JSONL file. `tools` turns a tool's name into its record."""
+
+    name = "file"
+
+    def __init__(self, path: str | Path, tools: Callable[[str], Tool]) -> None:
+        self.path = Path(path)
+        self.version = "1"
+        self._tasks: list[Task] = []
+        self._gold: dict[str, tuple[Message, ...]] = {}
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise DataError(f"cannot read tasks from {self.path}: {error.strerror}") from error
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    self._read(json.loads(line), tools)
+                except (ValueError, TypeError) as error:  # DataError is a ValueError
+                    raise DataError(f"{self.path} line {number}: {error}") from error
+        if not self._tasks:
+            raise DataError(f"{self.path} holds no tasks; write one JSON object per line")
+
+    def _read(self, raw: Any, tools: Callable[[str], Tool]) -> None:
+        if not isinstance(raw, dict):
+            raise DataError("expected a JSON object")
+        unknown = sorted(raw.keys() - _KEYS)
+        if unknown:
+            raise DataError(f"unknown key {unknown[0]!r}; known are {', '.join(sorted(_KEYS))}")
+        if ("messages" in raw) == ("prompt" in raw):
+            raise DataError("a task has either 'messages' or 'prompt'")
+        messages = raw.get("messages") or [{"role": "user", "content": raw["prompt"]}]
+        verifier = raw.get("verifier", ())
+        answer = raw.get("answer", {})
+        answer = answer if isinstance(answer, Mapping) else {"answer": answer}
+        specs: tuple[VerifierSpec, ...] = ()
+        if verifier:
+            spec = {"name": verifier} if isinstance(verifier, str) else dict(verifier)
+            specs = (VerifierSpec(name=spec.pop("name"), params=spec or answer),)
+        task = Task(
+            family=self.name,
+            kind=str(raw.get("kind", "task")),
+            messages=tuple(Message.from_openai(m) for m in messages),
+            tools=tuple(tools(name) for name in raw.get("tools", ())),
+            answer=answer,
+            verifiers=specs,
+            split=str(raw.get("split", "train")),
+            source=self.path.name,
+            licence=str(raw.get("licence", "")),
+        )
+        if task.id in self._gold:
+            raise DataError("the same task stands in the file twice")
+        self._tasks.append(task)
+        self._gold[task.id] = tuple(Message.from_openai(m) for m in raw.get("demonstration", ()))
+
+    def splits(self) -> Sequence[str]:
+        """See `TaskFamily.splits`."""
+        return sorted({t.split for t in self._tasks})
+
+    def tasks(self, split: str, n: int, seed: int) -> list[Task]:
+        """Up to `n` tasks of the split, in an order that the seed shuffles."""
+        found = [t for t in self._tasks if t.split == split]
+        if not found:
+            raise DataError(f"split {split!r} of {self.path} is empty; it has {', '.join(self.splits())}")
+        rng_for(seed, "file", split).shuffle(found)
+        return found[:n]
+
+    def environment(self, task: Task) -> Environment:
+        """File tasks have no environment of their own."""
+        raise DataError("tasks from a file have no environment; their tools are functions")
+
+    def demonstrate(self, task: Task) -> tuple[Message, ...]:
+        """The task's messages and its demonstration. Raises `DataError` where the line has none."""
+        if not self._gold[task.id]:
+            raise DataError(f"a task of {self.path} (split {task.split!r}) has no 'demonstration'; SFT needs one")
+        return (*task.messages, *self._gold[task.id])

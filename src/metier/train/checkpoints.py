@@ -1,0 +1,192 @@
+"""Checkpoints: models for anyone to load, and trainer states to go on from.
+
+A model is a folder in Hugging Face layout with `metier.json` beside the weights. A trainer
+state is a folder `state-<step>` with one safetensors file of master weights and AdamW
+moments; going on from it gives bit for bit what an uninterrupted run gives.
+
+Both are written beside their place and renamed, so a killed process leaves no half of one.
+Nothing is flushed to the disk by force: after a power cut the newest state may be torn,
+which its recorded size shows; `keep=2` keeps an older one to fall back to.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from metier.base.errors import DataError, DiskFullError
+from metier.train.loop import Trainer
+
+__all__ = ["load_state", "save_model", "save_state", "weights_hash"]
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_STATE = re.compile(r"state-(\d+)")
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    template: str,
+    manifest: Mapping[str, Any],
+) -> str:
+    """Write a model that transformers loads, with its chat template; returns `weights_hash`.
+
+    `manifest` goes to `metier.json`, with the hash as `weights_hash`. A folder of that name
+    is replaced. Raises `DiskFullError` and leaves what was there when the disk is full.
+    """
+    with _written(Path(folder)) as partial:
+        model.save_pretrained(partial)
+        kept = tokenizer.chat_template
+        try:
+            tokenizer.chat_template = template
+            tokenizer.save_pretrained(partial)
+        finally:
+            tokenizer.chat_template = kept
+        model.generation_config.save_pretrained(partial)
+        digest = weights_hash(partial)
+        _write_json(partial / "metier.json", {**manifest, "weights_hash": digest})
+    return digest
+
+
+def weights_hash(folder: str | Path) -> str:
+    """sha256 over the name, dtype, shape and bytes of every tensor in the folder, names sorted."""
+    place: dict[str, Path] = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            place.update(dict.fromkeys(file.keys(), path))
+    if not place:
+        raise DataError(f"{folder} holds no safetensors file; give a folder in Hugging Face layout")
+    digest = hashlib.sha256()
+    for name in sorted(place):
+        with safe_open(place[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_state(trainer: Trainer, folder: str | Path, *, keep: int = 1) -> Path:
+    """Write `state-<step>` into `folder`, then remove all but the newest `keep` states.
+
+    Raises `DiskFullError` and keeps the earlier states when the disk is full.
+    """
+    root = Path(folder)
+    place = root / f"state-{trainer.step_number}"
+    masters = trainer.masters
+    tensors: dict[str, Tensor] = {}
+    for name, master in zip(masters.names, masters.masters, strict=True):
+        tensors[f"master.{name}"] = master.detach()
+        moments = masters.optimizer.state.get(master, {})
+        tensors.update({f"{key}.{name}": moments[key] for key in _MOMENTS if key in moments})
+    with _written(place) as partial:
+        file = partial / "state.safetensors"
+        save_file(tensors, file)
+        _write_json(partial / "state.json", {"step_number": trainer.step_number, "bytes": file.stat().st_size})
+    for old in _states(root)[keep:]:
+        if old != place:
+            shutil.rmtree(old, ignore_errors=True)
+    return place
+
+
+def load_state(trainer: Trainer, folder: str | Path) -> int | None:
+    """Go on from the newest complete state in `folder`; returns its step, or None where none is.
+
+    Raises `DataError` when states are there but all are torn, or belong to another model.
+    """
+    states = _states(Path(folder))
+    for place in states:
+        found = _read_state(place)
+        if found is not None:
+            _restore(trainer, found[0], place)
+            trainer.step_number = found[1]
+            return trainer.step_number
+    if states:
+        raise DataError(f"every trainer state in {folder} is torn; remove them to start from the beginning")
+    return None
+
+
+def _states(root: Path) -> list[Path]:
+    """Folders of states, newest first."""
+    found = [(int(m[1]), p) for p in root.glob("state-*") if (m := _STATE.fullmatch(p.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _read_state(place: Path) -> tuple[dict[str, Tensor], int] | None:
+    """The tensors and step of a state, or None where it is torn."""
+    try:
+        noted = json.loads((place / "state.json").read_text())
+        file = place / "state.safetensors"
+        if file.stat().st_size != noted["bytes"]:
+            return None
+        return load_file(file), int(noted["step_number"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return None
+
+
+@torch.no_grad()
+def _restore(trainer: Trainer, tensors: dict[str, Tensor], place: Path) -> None:
+    masters = trainer.masters
+    for name, master in zip(masters.names, masters.masters, strict=True):
+        saved = tensors.get(f"master.{name}")
+        if saved is None or saved.shape != master.shape or saved.dtype != master.dtype:
+            raise DataError(f"the state {place} is of another model: {name} differs; give the model it was saved from")
+    masters.discard()
+    masters.optimizer.state.clear()
+    for name, master in zip(masters.names, masters.masters, strict=True):
+        master.copy_(tensors[f"master.{name}"])
+        moments = {k: tensors[f"{k}.{name}"].to(master.device) for k in _MOMENTS if f"{k}.{name}" in tensors}
+        if moments:
+            masters.optimizer.state[master] = moments
+    masters.publish()
+
+
+@contextmanager
+def _written(place: Path) -> Iterator[Path]:
+    """A new folder that takes the name `place` when its block ends well, and goes away when not."""
+    partial = place.with_name(f".{place.name}.partial")
+    aside = place.with_name(f".{place.name}.old")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        if place.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            place.rename(aside)
+        partial.rename(place)
+        shutil.rmtree(aside, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if _disk_full(error):
+            raise DiskFullError(
+                f"the disk has no room for {place}; what was saved before is kept. Free some space and resume"
+            ) from error
+        raise
+
+
+def _disk_full(error: BaseException) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in full
+    return isinstance(error, SafetensorError) and any(
+        f"os error {code})" in str(error) or os.strerror(code) in str(error) for code in full
+    )
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,119 @@
+"""The one training step that every objective shares.
+
+Examples are split into micro-batches of packed tokens; each gives its share of a loss that
+is normalised by the counts of the whole step, so the result does not depend on the split.
+Left out: what to train on, when to evaluate or save, and where metrics go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+from transformers import PreTrainedModel
+
+from metier.base.clock import monotonic
+from metier.base.config import Settings
+from metier.base.errors import DataError
+from metier.models.attention import hidden_states, use_layouts
+from metier.models.logprobs import token_logprobs
+from metier.train.objectives.protocol import Objective
+from metier.train.optimizer import DivergedError, Masters, Schedule, schedule
+from metier.train.packing import Example, pack, split_micro
+
+__all__ = ["TrainSettings", "Trainer"]
+
+
+class TrainSettings(Settings):
+    """How weights move, whatever the objective."""
+
+    lr: float = Field(gt=0)
+    schedule: Schedule = "constant"
+    warmup: int = Field(default=0, ge=0)  # steps
+    steps: int = Field(ge=1)  # optimiser steps that the schedule spans
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, ge=0)  # global gradient norm; 0 for none
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    token_budget: int = Field(default=2400, ge=1)  # packed tokens of a micro-batch
+
+
+class Trainer:
+    """A model under training. The model's own tensors are updated in place."""
+
+    def __init__(self, model: PreTrainedModel, settings: TrainSettings, objective: Objective) -> None:
+        self.model = use_layouts(model)
+        self.settings = settings
+        self.objective = objective
+        self.masters = Masters(
+            model,
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            clip=settings.clip,
+        )
+        self.step_number = 0  # optimiser steps taken
+
+    def step(self, examples: Sequence[Example]) -> dict[str, float]:
+        """One optimiser step over all examples; returns what happened.
+
+        Keys: loss, grad_norm, lr, tokens (shared prefixes counted for each example),
+        packed_tokens (as computed), loss_tokens, seconds, tokens_per_s, and the
+        objective's metrics as means over labels. Raises `DataError` when no token carries
+        loss and `DivergedError`, with the weights untouched, when loss or gradient is not
+        finite.
+        """
+        began = monotonic()
+        where = f" at step {self.step_number + 1}, batch of {len(examples)} examples"
+        sums = self.gradient(examples)
+        if not math.isfinite(sums["loss"]):
+            self.masters.discard()
+            raise DivergedError(f"loss is not finite{where}; the last checkpoint is kept. Lower lr or clip")
+        s = self.settings
+        lr = s.lr * schedule(s.schedule, self.step_number, s.steps, s.warmup)
+        grad_norm = self.masters.step(lr, where=where)
+        self.step_number += 1
+        seconds = monotonic() - began
+        return {**sums, "grad_norm": grad_norm, "lr": lr, "seconds": seconds, "tokens_per_s": sums["tokens"] / seconds}
+
+    def skip(self) -> None:
+        """Count a step in which there was nothing to learn; the weights stay as they are."""
+        self.step_number += 1
+
+    def gradient(self, examples: Sequence[Example]) -> dict[str, float]:
+        """Add the gradient of the whole step's loss into the masters; returns loss, counts and metrics."""
+        useful = [e for e in examples if e.labels]
+        loss_tokens = sum(e.labels for e in useful)
+        if not loss_tokens:
+            raise DataError(
+                f"no token of this batch of {len(examples)} examples carries loss; "
+                "check that conversations hold an assistant turn and that truncation keeps it"
+            )
+        denominator = self.objective.denominator(loss_tokens=loss_tokens, examples=len(examples))
+        heads = self.model.config.get_text_config().num_attention_heads
+        head_VE = self.model.get_output_embeddings().weight
+        loss_sum, packed_tokens = 0.0, 0
+        sums: dict[str, float] = {}
+        self.masters.discard()
+        for micro in split_micro(useful, self.settings.token_budget):
+            batch = pack(micro, heads=heads, device=self.model.device)
+            hidden_TE = hidden_states(self.model, batch.input_ids_T, batch.position_ids_T, batch.layout)
+            logprobs_M, entropy_M = token_logprobs(hidden_TE.index_select(0, batch.source_M), head_VE, batch.targets_M)
+            loss, metrics = self.objective.loss(logprobs_M, entropy_M, batch, denominator=denominator)
+            loss.backward()
+            self.masters.accumulate()
+            loss_sum += float(loss.detach())
+            packed_tokens += batch.packed_tokens
+            for key, value in metrics.items():
+                sums[key] = sums.get(key, 0.0) + value
+        labels = sums.pop("labels")
+        return {
+            **{key: value / labels for key, value in sums.items()},
+            "loss": loss_sum,
+            "tokens": float(sum(len(e.token_ids) for e in useful)),
+            "packed_tokens": float(packed_tokens),
+            "loss_tokens": float(loss_tokens),
+        }

@@ -1,0 +1,37 @@
+"""What an objective is: a pure function of log-probabilities, with an explicit denominator.
+
+Shape legend: M labels (tokens that carry loss) of one micro-batch.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from metier.train.packing import Packed
+
+__all__ = ["Objective"]
+
+
+class Objective(Protocol):
+    """Makes a loss; holds settings and no state."""
+
+    @property
+    def name(self) -> str:
+        """The name that recipes use."""
+        ...
+
+    def denominator(self, *, loss_tokens: int, examples: int) -> float:
+        """What the loss is divided by, from the counts of the whole optimiser step."""
+        ...
+
+    def loss(
+        self, policy_logprobs_M: Tensor, entropy_M: Tensor, batch: Packed, *, denominator: float
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The micro-batch's share of the step's loss, and metrics as sums over its labels.
+
+        Shares and sums of several micro-batches may be added; `labels` in the metrics is
+        the number of labels, by which the other sums become means.
+        """
+        ...

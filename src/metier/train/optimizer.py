@@ -1,0 +1,122 @@
+"""AdamW over fp32 master weights, and learning rate schedules.
+
+A bf16 weight of size 1 cannot hold a change smaller than 1/256, so the optimiser works on
+fp32 copies and writes them back, rounded, after each step. Gradients of micro-batches are
+added in fp32. Weights that are fp32 or fp64 already are their own masters.
+
+Left out: sharding, offloading, parameter groups.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from metier.base.errors import MetierError
+
+__all__ = ["DivergedError", "Masters", "Schedule", "schedule"]
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class DivergedError(MetierError):
+    """A loss or gradient is not finite; the step was not taken."""
+
+
+class Masters:
+    """The fp32 (or wider) truth of a model's trainable weights, with AdamW over it.
+
+    Use: after each micro-batch's backward pass `accumulate()`, after the last `step()`.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        clip: float = 1.0,
+    ) -> None:
+        """`clip` bounds the global gradient norm; 0 leaves it alone."""
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]  # tied weights once
+        self.names = [n for n, _ in named]
+        self.params: list[Tensor] = [p for _, p in named]
+        self.masters: list[Tensor] = [
+            p if p.dtype in (torch.float32, torch.float64) else p.detach().float().requires_grad_() for p in self.params
+        ]
+        self._copies = [(m, p) for m, p in zip(self.masters, self.params, strict=True) if m is not p]
+        self._fresh = True  # no gradient has been accumulated since the last step
+        self.clip = clip
+        self.optimizer = torch.optim.AdamW(
+            self.masters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
+        )
+
+    @torch.no_grad()
+    def accumulate(self) -> None:
+        """Move the model's gradients into the masters' and free the narrow ones."""
+        for master, param in self._copies:
+            if param.grad is None:
+                if self._fresh and master.grad is not None:
+                    master.grad.zero_()
+                continue
+            if master.grad is None:
+                master.grad = param.grad.float()
+            elif self._fresh:
+                master.grad.copy_(param.grad)
+            else:
+                master.grad.add_(param.grad)
+            param.grad = None
+        self._fresh = False
+
+    @torch.no_grad()
+    def step(self, lr: float, *, where: str = "") -> float:
+        """Clip, step, write the weights back; returns the gradient norm before clipping.
+
+        Raises `DivergedError` and leaves weights and moments alone when it is not finite;
+        `where` says in its text which step of which batch that was.
+        """
+        grads = [m.grad for m in self.masters if m.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        value = float(norm)
+        if not math.isfinite(value):
+            self.discard()
+            raise DivergedError(f"gradient is not finite{where}; the last checkpoint is kept. Lower lr or clip")
+        if self.clip:
+            torch.nn.utils.clip_grads_with_norm_(self.masters, self.clip, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.publish()
+        self.discard()
+        return value
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Write the masters back into the model's own tensors, in place."""
+        if self._copies:
+            torch._foreach_copy_([p for _, p in self._copies], [m for m, _ in self._copies])
+
+    def discard(self) -> None:
+        """Forget accumulated gradients; the memory of the masters' is kept for the next step."""
+        for param in self.params:
+            param.grad = None
+        self._fresh = True
+
+
+def schedule(kind: Schedule, step: int, steps: int, warmup: int) -> float:
+    """The learning rate's factor at `step`, counted from 0, of `steps`.
+
+    It rises linearly over the first `warmup` steps, (step + 1) / warmup, then with
+    x = (step - warmup) / (steps - warmup) is 1, 1 - x, or (1 + cos(pi x)) / 2.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if kind == "constant":
+        return 1.0
+    x = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return 1.0 - x if kind == "linear" else (1.0 + math.cos(math.pi * x)) / 2

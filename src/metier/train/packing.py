@@ -1,0 +1,182 @@
+"""Examples packed into one row of tokens in which shared prefixes stand once.
+
+Each example is cut where a prefix may end (after the system prompt, after the prompt).
+Equal segments under the same parent become one span of a forest, so that a prompt with G
+completions is computed once, forward and backward, with exact gradients. Tokens after an
+example's last predictor influence no loss and are left out.
+
+Left out on purpose: finding common prefixes that no cut names, and padding.
+
+Shape legend: T packed tokens, M labels (tokens that carry loss).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metier.base.errors import DataError
+from metier.models.attention import ForestLayout, Span
+
+__all__ = ["Example", "Packed", "pack", "split_micro"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One token sequence to learn from."""
+
+    token_ids: tuple[int, ...]
+    loss_mask: tuple[int, ...]  # 1 where the token is a label, 0 elsewhere; one for each token
+    cuts: tuple[int, ...] = ()  # increasing positions at which a shared prefix may end
+    weight: float = 1.0  # factor of every label's loss
+    advantage: float = 0.0  # of every label, for policy gradients
+    sampler_logprobs: tuple[float, ...] = ()  # nats, one for each label in order; () where nobody sampled it
+    key: str = ""  # names the example in errors
+
+    def __post_init__(self) -> None:
+        name = f"example {self.key!r}" if self.key else "an example"
+        if len(self.loss_mask) != len(self.token_ids):
+            raise DataError(
+                f"{name} has {len(self.token_ids)} tokens and {len(self.loss_mask)} mask values; give one each"
+            )
+        if self.loss_mask and self.loss_mask[0]:
+            raise DataError(
+                f"{name} has a label at position 0, which no token predicts; start it with an unmasked token"
+            )
+        if any(a >= b for a, b in itertools.pairwise(self.cuts)) or any(
+            not 0 <= c <= len(self.token_ids) for c in self.cuts
+        ):
+            raise DataError(
+                f"{name} has cuts {self.cuts}; they must increase and lie within its {len(self.token_ids)} tokens"
+            )
+        if self.sampler_logprobs and len(self.sampler_logprobs) != self.labels:
+            raise DataError(
+                f"{name}: {self.labels} labels, {len(self.sampler_logprobs)} sampler log-probabilities; give one each"
+            )
+
+    @property
+    def labels(self) -> int:
+        """The number of tokens that carry loss."""
+        return sum(map(bool, self.loss_mask))
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A micro-batch: the tokens of a forest, and one entry per label."""
+
+    input_ids_T: Tensor
+    position_ids_T: Tensor  # depth in the tree, as if each example stood alone
+    layout: ForestLayout
+    source_M: Tensor  # index into T of the token whose hidden state predicts the label
+    targets_M: Tensor  # the label's token id
+    example_M: Tensor  # index of the label's example
+    weight_M: Tensor  # float32
+    advantage_M: Tensor  # float32
+    sampler_logprobs_M: Tensor  # float64; NaN where nobody sampled the label
+    examples: int
+    tokens: int  # with shared prefixes counted once per example
+    packed_tokens: int  # T
+
+
+def pack(examples: Sequence[Example], *, heads: int, device: torch.device | str = "cpu") -> Packed:
+    """Lay examples out as a forest of spans; `heads` is the model's number of query heads.
+
+    Raises `DataError` when no example holds a label.
+    """
+    spans: list[Span] = []
+    depths: list[int] = []
+    ids: list[int] = []
+    known: dict[tuple[int | None, tuple[int, ...]], int] = {}
+    sources, targets, labels_of = [], [], []
+    for example in examples:
+        parent: int | None = None
+        depth = 0
+        place = []
+        for segment in _segments(example):
+            number = known.get((parent, segment))
+            if number is None:
+                number = known[parent, segment] = len(spans)
+                spans.append(Span(len(ids), len(segment), parent))
+                depths.append(depth)
+                ids.extend(segment)
+            start = spans[number].start
+            place.append(np.arange(start, start + len(segment)))
+            depth += len(segment)
+            parent = number
+        labels = np.flatnonzero(np.asarray(example.loss_mask))
+        labels_of.append(len(labels))
+        if len(labels):
+            sources.append(np.concatenate(place)[labels - 1])
+            targets.append(np.asarray(example.token_ids)[labels])
+    if not sources:
+        raise DataError(f"none of the {len(examples)} examples has a label; at least one loss_mask must hold a 1")
+    positions = np.concatenate([np.arange(d, d + s.length) for d, s in zip(depths, spans, strict=True)])
+    sampled = [e.sampler_logprobs or (math.nan,) * n for e, n in zip(examples, labels_of, strict=True)]
+
+    def whole(values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.long, device=device)
+
+    def per_label(values: list[float]) -> Tensor:
+        return torch.as_tensor(np.repeat(values, labels_of), dtype=torch.float32, device=device)
+
+    return Packed(
+        input_ids_T=torch.tensor(ids, dtype=torch.long, device=device),
+        position_ids_T=whole(positions),
+        layout=ForestLayout(spans, heads=heads, device=device),
+        source_M=whole(np.concatenate(sources)),
+        targets_M=whole(np.concatenate(targets)),
+        example_M=whole(np.repeat(np.arange(len(examples)), labels_of)),
+        weight_M=per_label([e.weight for e in examples]),
+        advantage_M=per_label([e.advantage for e in examples]),
+        sampler_logprobs_M=torch.tensor(list(itertools.chain(*sampled)), dtype=torch.float64, device=device),
+        examples=len(examples),
+        tokens=sum(len(e.token_ids) for e in examples),
+        packed_tokens=len(ids),
+    )
+
+
+def split_micro(examples: Sequence[Example], token_budget: int) -> list[list[Example]]:
+    """Split into micro-batches of at most `token_budget` packed tokens, shared ones counted once.
+
+    Examples of one prefix stand side by side, prefixes in the order of their first
+    appearance. An example longer than the budget goes alone.
+    """
+    numbers: dict[tuple[int | None, tuple[int, ...]], int] = {}
+    ranked: list[tuple[list[int], list[tuple[int, int]], int]] = []
+    for index, example in enumerate(examples):
+        parent: int | None = None
+        path: list[tuple[int, int]] = []  # (span number, length)
+        for segment in _segments(example):
+            parent = numbers.setdefault((parent, segment), len(numbers))
+            path.append((parent, len(segment)))
+        ranked.append(([number for number, _ in path], path, index))
+    ranked.sort(key=lambda r: (r[0], r[2]))
+    micro: list[list[Example]] = []
+    present: set[int] = set()
+    used = 0
+    for _, path, index in ranked:
+        cost = sum(length for number, length in path if number not in present)
+        if not micro or used + cost > token_budget:
+            micro.append([])
+            present, used = set(), 0
+            cost = sum(length for _, length in path)
+        micro[-1].append(examples[index])
+        present.update(number for number, _ in path)
+        used += cost
+    return micro
+
+
+def _segments(example: Example) -> Iterator[tuple[int, ...]]:
+    """The example's tokens up to its last predictor, cut at its cuts."""
+    mask = example.loss_mask
+    end = next((i for i in range(len(mask) - 1, -1, -1) if mask[i]), 0)
+    bounds = [0, *(c for c in example.cuts if 0 < c < end), end]
+    for start, stop in itertools.pairwise(bounds):
+        if stop > start:
+            yield example.token_ids[start:stop]

@@ -1,0 +1,66 @@
+"""ForestLayout against one dense masked softmax over all tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metier.models.attention import ForestLayout, Span
+
+H, K, D = 4, 2, 3
+
+
+@st.composite
+def forests(draw: st.DrawFn) -> list[Span]:
+    spans: list[Span] = []
+    start = 0
+    for number in range(draw(st.integers(1, 8))):
+        parent = draw(st.none() | st.integers(0, number - 1)) if number else None
+        length = draw(st.integers(1, 30))
+        spans.append(Span(start, length, parent))
+        start += length
+    return spans
+
+
+def seen(spans: list[Span]) -> torch.Tensor:
+    """True where the row's token sees the column's, by the definition of a forest."""
+    total = spans[-1].start + spans[-1].length
+    mask_TT = torch.zeros(total, total, dtype=torch.bool)
+    for span in spans:
+        for row in range(span.start, span.start + span.length):
+            mask_TT[row, span.start : row + 1] = True
+            parent = span.parent
+            while parent is not None:
+                up = spans[parent]
+                mask_TT[row, up.start : up.start + up.length] = True
+                parent = up.parent
+    return mask_TT
+
+
+@given(forests())
+def test_a_forest_attends_like_a_dense_mask_forward_and_backward(spans: list[Span]) -> None:
+    torch.manual_seed(len(spans))
+    mask_TT = seen(spans)
+    total = len(mask_TT)
+    query = torch.randn(H, total, D, dtype=torch.float64, requires_grad=True)
+    key = torch.randn(K, total, D, dtype=torch.float64, requires_grad=True)
+    value = torch.randn(K, total, D, dtype=torch.float64, requires_grad=True)
+    ours = ForestLayout(spans, heads=H).attend(0, query, key, value, 0.5)
+    wide_key, wide_value = (x.repeat_interleave(H // K, 0) for x in (key, value))
+    scores = (query @ wide_key.transpose(1, 2) * 0.5).masked_fill(~mask_TT, float("-inf"))
+    plain = (torch.softmax(scores, -1) @ wide_value).transpose(0, 1)
+    assert torch.allclose(ours, plain, atol=1e-12, rtol=0)
+    slope = torch.randn_like(plain)
+    for a, b in zip(
+        torch.autograd.grad((ours * slope).sum(), (query, key, value)),
+        torch.autograd.grad((plain * slope).sum(), (query, key, value)),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, atol=1e-12, rtol=0)
+
+
+def test_a_parent_must_come_first() -> None:
+    with pytest.raises(ValueError, match="span 0 has parent 1"):
+        ForestLayout([Span(0, 2, 1), Span(2, 2)], heads=H)

@@ -1,0 +1,44 @@
+"""token_logprobs against a plain log_softmax: values, entropy, gradients, chunks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from metier.models.logprobs import token_logprobs
+
+
+def problem(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    hidden_ME = torch.randn(7, 5, dtype=dtype, requires_grad=True)
+    head_VE = torch.randn(11, 5, dtype=dtype, requires_grad=True)
+    return hidden_ME, head_VE, torch.randint(0, 11, (7,))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 256])
+def test_values_and_gradients_are_those_of_log_softmax(chunk: int) -> None:
+    hidden, head, targets = problem()
+    slope = torch.randn(7, dtype=torch.float64)
+    logprobs, entropy = token_logprobs(hidden, head, targets, chunk=chunk)
+    plain = torch.log_softmax(hidden @ head.T, -1)
+    assert torch.allclose(logprobs, plain[torch.arange(7), targets], atol=1e-12, rtol=0)
+    assert torch.allclose(entropy, -(plain.exp() * plain).sum(-1), atol=1e-12, rtol=0)
+    assert not entropy.requires_grad
+    ours = torch.autograd.grad((logprobs * slope).sum(), (hidden, head))
+    theirs = torch.autograd.grad((plain[torch.arange(7), targets] * slope).sum(), (hidden, head))
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-12, rtol=0)
+
+
+def test_the_backward_pass_is_the_derivative_of_the_forward_pass() -> None:
+    hidden, head, targets = problem()
+    assert torch.autograd.gradcheck(lambda h, w: token_logprobs(h, w, targets, chunk=3)[0], (hidden, head))
+
+
+def test_narrow_weights_give_float32_log_probabilities_and_narrow_gradients() -> None:
+    hidden, head, targets = problem(torch.bfloat16)
+    logprobs, entropy = token_logprobs(hidden, head, targets)
+    assert logprobs.dtype == entropy.dtype == torch.float32
+    logprobs.sum().backward()
+    assert hidden.grad is not None and hidden.grad.dtype == torch.bfloat16
+    assert head.grad is not None and head.grad.dtype == torch.bfloat16

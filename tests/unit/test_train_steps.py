@@ -1,0 +1,296 @@
+"""Examples, the training step, its optimiser and its checkpoints, on a tiny random Llama."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from metier.base.errors import DataError, DiskFullError
+from metier.train import checkpoints
+from metier.train.checkpoints import load_state, save_model, save_state, weights_hash
+from metier.train.loop import Trainer, TrainSettings
+from metier.train.objectives.sft import Sft
+from metier.train.optimizer import DivergedError, Masters
+from metier.train.packing import Example, pack, split_micro
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def tiny(dtype: torch.dtype = torch.float32, seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=97,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).to(dtype)
+
+
+def trainer_of(dtype: torch.dtype = torch.float32, seed: int = 0, **settings: Any) -> Trainer:
+    given = {"lr": 1e-2, "steps": 6, "schedule": "cosine", "warmup": 2, "weight_decay": 0.1, "token_budget": 30}
+    return Trainer(tiny(dtype, seed), TrainSettings(**{**given, **settings}), Sft())
+
+
+def batch(seed: int) -> list[Example]:
+    torch.manual_seed(seed)
+    rows = torch.randint(0, 97, (4, 12)).tolist()
+    prompt = tuple(rows[0][:6])
+    return [Example(prompt + tuple(row[6:]), (0,) * 6 + (1,) * 6, cuts=(6,)) for row in rows]
+
+
+def weights(trainer: Trainer) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in trainer.model.parameters()]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# --- examples ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"loss_mask": (1, 0, 0)}, "position 0"),
+        ({"loss_mask": (0, 1)}, "3 tokens and 2 mask values"),
+        ({"loss_mask": (0, 1, 1), "cuts": (2, 2)}, "must increase"),
+        ({"loss_mask": (0, 1, 1), "cuts": (4,)}, "within its 3 tokens"),
+        ({"loss_mask": (0, 1, 1), "sampler_logprobs": (-1.0,)}, "2 labels, 1 sampler"),
+    ],
+)
+def test_an_impossible_example_is_refused_by_name(fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text) as caught:
+        Example((1, 2, 3), key="case-7", **fields)
+    assert "case-7" in str(caught.value)
+
+
+def test_a_label_after_a_shared_prefix_is_predicted_by_its_last_token() -> None:
+    made = [Example((7, 8, 9, 1), (0, 0, 0, 1), cuts=(3,)), Example((7, 8, 9, 2, 3), (0, 0, 0, 1, 1), cuts=(3,))]
+    packed = pack(made, heads=4)
+    assert packed.input_ids_T.tolist() == [7, 8, 9, 2]
+    assert packed.position_ids_T.tolist() == [0, 1, 2, 3]
+    assert packed.source_M.tolist() == [2, 2, 3]
+    assert packed.targets_M.tolist() == [1, 2, 3]
+    assert packed.example_M.tolist() == [0, 1, 1]
+
+
+def test_micro_batches_keep_prefixes_together_in_a_fixed_order() -> None:
+    a, b = (Example((p, p, 1, 1), (0, 0, 1, 1), cuts=(2,), key=str(p)) for p in (5, 6))
+    long = Example((9,) * 50, (0,) + (1,) * 49, key="long")
+    # a and its twin share all 3 needed tokens; b needs 3 more; long needs 49 and goes alone.
+    micro = split_micro([a, b, long, a, b], 6)
+    assert [[e.key for e in m] for m in micro] == [["5", "5", "6", "6"], ["long"]]
+
+
+# --- steps ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_training_lowers_the_loss_and_tells_what_it_did(dtype: torch.dtype) -> None:
+    trainer = trainer_of(dtype, steps=20)
+    told = [trainer.step(batch(0)) for _ in range(20)]
+    assert told[-1]["loss"] < 0.5 * told[0]["loss"]
+    assert trainer.step_number == 20
+    first = told[0]
+    assert first["tokens"] == 48 and first["loss_tokens"] == 24
+    assert 0 < first["packed_tokens"] < 48
+    assert first["lr"] == pytest.approx(0.005)
+    assert first["nll"] == pytest.approx(first["loss"], rel=1e-5)
+    assert 0 < first["entropy"] <= math.log(97) + 1e-3
+    assert first["seconds"] > 0 and first["tokens_per_s"] > 0 and first["grad_norm"] > 0
+
+
+def test_a_batch_without_labels_is_refused() -> None:
+    trainer = trainer_of()
+    before = weights(trainer)
+    with pytest.raises(DataError, match="carries loss"):
+        trainer.step([Example((1, 2, 3), (0, 0, 0))])
+    with pytest.raises(DataError):
+        trainer.step([])
+    with pytest.raises(DataError):
+        pack([Example((1, 2, 3), (0, 0, 0))], heads=4)
+    assert same(before, weights(trainer)) and trainer.step_number == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_loss_that_is_not_finite_changes_nothing(dtype: torch.dtype) -> None:
+    trainer, twin = trainer_of(dtype), trainer_of(dtype)
+    bad = [Example(e.token_ids, e.loss_mask, weight=math.inf) for e in batch(0)]
+    with pytest.raises(DivergedError, match=r"loss is not finite at step 1, batch of 4 .*last checkpoint is kept"):
+        trainer.step(bad)
+    assert same(weights(trainer), weights(twin)) and trainer.step_number == 0
+    trainer.step(batch(1))
+    twin.step(batch(1))
+    assert same(weights(trainer), weights(twin))
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    layer = torch.nn.Linear(2, 2)
+    before = layer.weight.detach().clone()
+    masters = Masters(layer, lr=0.1)
+    (layer(torch.ones(1, 2)).sum() * math.inf).backward()
+    masters.accumulate()
+    with pytest.raises(DivergedError, match="gradient is not finite at step 3"):
+        masters.step(0.1, where=" at step 3")
+    assert torch.equal(layer.weight, before)
+
+
+# --- masters -------------------------------------------------------------------------
+
+
+def test_wide_weights_are_their_own_masters_and_tied_ones_count_once() -> None:
+    model = tiny()
+    masters = Masters(model, lr=0.1)
+    assert all(a is b for a, b in zip(masters.masters, masters.params, strict=True))
+    assert len(masters.masters) == len({id(p) for p in model.parameters()})
+    assert "lm_head.weight" not in masters.names
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_masters_step_as_torch_adamw_does_in_fp32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(5, 3).to(dtype)
+    plain = [p.detach().float().clone().requires_grad_() for p in layer.parameters()]
+    reference = torch.optim.AdamW(plain, lr=1.0, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, foreach=False)
+    masters = Masters(layer, lr=1.0, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, clip=0.5)
+    for step in range(4):
+        lr = 0.01 * (step + 1)
+        grads: list[list[torch.Tensor]] = []
+        for _ in range(3):  # micro-batches
+            layer(torch.randn(2, 5, dtype=dtype)).square().sum().backward()
+            if dtype == torch.bfloat16:
+                grads.append([p.grad.float() for p in layer.parameters() if p.grad is not None])
+            else:  # gradients add up in place
+                grads = [[p.grad.clone() for p in layer.parameters() if p.grad is not None]]
+            masters.accumulate()
+        totals = [torch.stack(parts).sum(0) for parts in zip(*grads, strict=True)]
+        norm = math.sqrt(sum(float(g.double().square().sum()) for g in totals))
+        for p, g in zip(plain, totals, strict=True):
+            p.grad = g * min(1.0, 0.5 / (norm + 1e-6))
+        for group in reference.param_groups:
+            group["lr"] = lr
+        reference.step()
+        assert masters.step(lr) == pytest.approx(norm, rel=1e-5)
+        for p, m, q in zip(plain, masters.masters, layer.parameters(), strict=True):
+            assert torch.allclose(p, m, atol=1e-6, rtol=1e-5)
+            assert torch.equal(q, m.to(dtype))
+            m.data.copy_(p.data)  # bf16 rounding of the next forward pass must not differ by a hair
+            q.data.copy_(p.data)
+
+
+# --- checkpoints ---------------------------------------------------------------------
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_saved_model_is_one_that_transformers_loads(tmp_path: Path, dtype: torch.dtype) -> None:
+    trainer = trainer_of(dtype)
+    trainer.step(batch(0))
+    words = tokenizer()
+    digest = save_model(trainer.model, words, tmp_path / "m", template="{{ messages }}", manifest={"run": "r1"})
+    assert words.chat_template is None
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype="auto")
+    assert loaded.dtype == dtype
+    assert same(weights(trainer), [p.detach() for p in loaded.parameters()])
+    assert AutoTokenizer.from_pretrained(tmp_path / "m").chat_template == "{{ messages }}"
+    assert json.loads((tmp_path / "m" / "metier.json").read_text()) == {"run": "r1", "weights_hash": digest}
+    assert (tmp_path / "m" / "generation_config.json").is_file()
+    assert weights_hash(tmp_path / "m") == digest
+    again = save_model(trainer.model, words, tmp_path / "m", template="x", manifest={})
+    assert again == digest
+    trainer.step(batch(1))
+    assert save_model(trainer.model, words, tmp_path / "m", template="x", manifest={}) != digest
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_going_on_from_a_state_is_exact(tmp_path: Path, dtype: torch.dtype) -> None:
+    straight = trainer_of(dtype)
+    told = [straight.step(batch(i)) for i in range(6)]
+    first = trainer_of(dtype)
+    for i in range(3):
+        first.step(batch(i))
+    assert save_state(first, tmp_path).name == "state-3"
+    second = trainer_of(dtype, seed=9)
+    assert load_state(second, tmp_path) == 3
+    for i in range(3, 6):
+        result = second.step(batch(i))
+        assert (result["loss"], result["grad_norm"], result["lr"]) == (
+            told[i]["loss"],
+            told[i]["grad_norm"],
+            told[i]["lr"],
+        )
+    assert second.step_number == 6
+    assert same(weights(straight), weights(second))
+    assert same(straight.masters.masters, second.masters.masters)
+    for a, b in zip(straight.masters.masters, second.masters.masters, strict=True):
+        for key in ("exp_avg", "exp_avg_sq", "step"):
+            assert torch.equal(straight.masters.optimizer.state[a][key], second.masters.optimizer.state[b][key])
+
+
+def test_only_the_newest_states_stay(tmp_path: Path) -> None:
+    trainer = trainer_of()
+    save_state(trainer, tmp_path)
+    for i in range(2):
+        trainer.step(batch(i))
+        save_state(trainer, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["state-2"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "no note", "no tensors"])
+def test_a_torn_state_is_passed_over(tmp_path: Path, damage: str) -> None:
+    trainer = trainer_of()
+    for i in range(2):
+        trainer.step(batch(i))
+        save_state(trainer, tmp_path, keep=2)
+    newest = tmp_path / "state-2"
+    if damage == "cut":
+        data = (newest / "state.safetensors").read_bytes()
+        (newest / "state.safetensors").write_bytes(data[:-100])
+    else:
+        (newest / ("state.json" if damage == "no note" else "state.safetensors")).unlink()
+    assert load_state(trainer_of(), tmp_path) == 1
+    (tmp_path / "state-1" / "state.json").unlink()
+    with pytest.raises(DataError, match="torn"):
+        load_state(trainer_of(), tmp_path)
+
+
+def test_no_state_is_no_error_and_another_model_is(tmp_path: Path) -> None:
+    assert load_state(trainer_of(), tmp_path / "none") is None
+    save_state(trainer_of(), tmp_path)
+    with pytest.raises(DataError, match="another model"):
+        load_state(trainer_of(torch.float64), tmp_path)
+
+
+def test_a_full_disk_keeps_the_earlier_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of()
+    trainer.step(batch(0))
+    save_state(trainer, tmp_path)
+    trainer.step(batch(1))
+
+    def full(tensors: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(DiskFullError, match="saved before is kept"):
+        save_state(trainer, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["state-1"]
+    assert load_state(trainer_of(), tmp_path) == 1
