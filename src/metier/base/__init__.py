@@ -1,0 +1,1 @@
+"""What everything else stands on: configuration, errors, ids, seeds, clock and executor."""

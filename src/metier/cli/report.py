@@ -26,14 +26,13 @@ def report(
     from metier.cli.find import find_run, open_ledger
     from metier.cli.run import show_page
     from metier.report.collect import collect
-    from metier.report.page import render
+    from metier.report.page import render, write
 
     with open_ledger(ledger) as records:
         run_id = find_run(records, run)
         path = Path(records.run(run_id).folder) / "report.html"
         page = render(collect(records, run_id))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write(path, page)
     print(json.dumps({"run": run_id, "report": str(path)}) if as_json else f"report  {path}")
     if open_report:
         show_page(path)

@@ -1,0 +1,1 @@
+"""Measuring checkpoints on suites of tasks that training never sees."""

@@ -55,9 +55,7 @@ def evaluate(
         ]
         if all(plan.id in judged for plan in plans):
             continue
-        episodes = run_episodes(
-            engine, renderer, plans, sampling=sampling, weights=weights, run_id=run_id, stage=stage
-        )
+        episodes = run_episodes(engine, renderer, plans, sampling=sampling, weights=weights, run_id=run_id, stage=stage)
         feedback = verify_episodes(by_id, episodes, executor, run_id=run_id)
         ledger.add_episodes(episodes)
         ledger.add_feedback(feedback)

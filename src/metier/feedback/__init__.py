@@ -1,0 +1,1 @@
+"""What is said about episodes: verifiers, verdicts, and the rewards made of them."""

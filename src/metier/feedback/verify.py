@@ -26,7 +26,8 @@ def verify_episodes(
     """One score per episode and verifier, in the order of the episodes."""
 
     def verify(episode: Episode) -> list[Feedback]:
-        return [_one(tasks[episode.task_id], episode, number, run_id) for number in range(len(tasks[episode.task_id].verifiers))]
+        task = tasks[episode.task_id]
+        return [_one(task, episode, number, run_id) for number in range(len(task.verifiers))]
 
     return [feedback for made in executor.map(verify, episodes) for feedback in made]
 

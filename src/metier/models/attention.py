@@ -159,9 +159,7 @@ def hidden_states(model: PreTrainedModel, input_ids_T: Tensor, position_ids_T: T
     The model must have gone through `use_layouts`. No vocabulary projection is made here.
     """
     body = model.get_decoder()
-    out = body(
-        input_ids=input_ids_T[None], position_ids=position_ids_T[None], use_cache=False, metier_layout=layout
-    )
+    out = body(input_ids=input_ids_T[None], position_ids=position_ids_T[None], use_cache=False, metier_layout=layout)
     return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.std import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -55,7 +56,9 @@ def locate(name: str) -> str:
         folder = Path(name).expanduser()
         if not (folder / "config.json").is_file():
             what = "has no config.json" if folder.is_dir() else "does not exist"
-            raise ModelError(f"model folder {name!r} {what}; give a folder in Hugging Face layout, a hub id, or {DEFAULT_MODEL!r}")
+            raise ModelError(
+                f"model folder {name!r} {what}; give a folder in Hugging Face layout, a hub id, or {DEFAULT_MODEL!r}"
+            )
         return str(folder)
     return name
 
@@ -106,9 +109,25 @@ def _default_folder() -> Path:
         if not (folder / "config.json").is_file():
             partial = folder.with_name(folder.name + ".partial")
             shutil.rmtree(partial, ignore_errors=True)
-            _convert(gguf, partial)
+            with _no_bars():
+                _convert(gguf, partial)
             partial.rename(folder)
     return folder
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """No tqdm bar within: transformers shows one for GGUF whatever it was told."""
+    shown = tqdm.__init__
+
+    def hidden(self: Any, *args: Any, **kwargs: Any) -> None:
+        shown(self, *args, **{**kwargs, "disable": True})
+
+    tqdm.__init__ = hidden
+    try:
+        yield
+    finally:
+        tqdm.__init__ = shown
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -121,7 +121,10 @@ class ExtendLayout:
     def __init__(self, cache: KVCache, new: Sequence[tuple[int, int]]) -> None:
         self.cache = cache
         cache.reserve(max(cache.lengths[row] + n for row, n in new))
-        starts, positions, slots, inner = [], [], [], []
+        starts: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        inner: list[int] = []
         total = 0
         for row, n in new:
             starts.append(total)
@@ -151,7 +154,9 @@ class ExtendLayout:
         # take part the others are carried along and their output is dropped.
         dense = 2 * len(by_row) > last
         rows = list(range(last + 1)) if dense else sorted(by_row)
-        tokens, keep, seen = [], [], []
+        tokens: list[list[int]] = []
+        keep: list[int] = []
+        seen: list[list[int]] = []
         for number, row in enumerate(rows):
             n, start = by_row.get(row, (0, 0))
             steps = [max(0, min(i, n - 1)) for i in range(widest)]

@@ -25,10 +25,10 @@ from metier.base.ids import derive_id
 from metier.base.seeds import derive_seed
 from metier.models.hub import load_model, load_tokenizer
 from metier.models.renderer import Renderer, get_renderer
+from metier.recipes.settings import BASE, Recipe
 from metier.records.events import EventLog, read
 from metier.records.ledger import Ledger
 from metier.records.types import Task, Weights
-from metier.recipes.settings import BASE, Recipe
 from metier.rollout.torch_engine import TorchEngine
 from metier.tasks.protocol import TaskFamily
 
@@ -79,7 +79,9 @@ class Context:
         """The first `n` tasks of a split; the same for every stage of the run."""
         tasks = self.family.tasks(split, n, self.seed("tasks", split))
         if not tasks:
-            raise DataError(f"split {split!r} of {self.family.name!r} is empty; splits are {', '.join(self.family.splits())}")
+            raise DataError(
+                f"split {split!r} of {self.family.name!r} is empty; splits are {', '.join(self.family.splits())}"
+            )
         return tasks
 
     def checkpoint_id(self, of: str) -> str:
@@ -149,4 +151,6 @@ class Context:
         suites = {task_id: suite.name for suite in self.ledger.suites() for task_id in suite.task_ids}
         caught = next((task for task in tasks if task.id in suites), None)
         if caught is not None:
-            raise DataError(f"{what}: task {caught.id} is also in suite {suites[caught.id]!r}; suites never enter training")
+            raise DataError(
+                f"{what}: task {caught.id} is also in suite {suites[caught.id]!r}; suites never enter training"
+            )

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import platform
 import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,13 +31,13 @@ from metier.base.config import find_recipe, load_yaml
 from metier.base.errors import ConfigError, DiskFullError, RunLockedError
 from metier.base.executor import LocalExecutor
 from metier.base.ids import canonical_json, content_hash
+from metier.recipes.context import Context
+from metier.recipes.settings import Recipe
+from metier.recipes.stages import run_stage
 from metier.records.events import EventLog
 from metier.records.ledger import Ledger
 from metier.records.trackers import get_tracker
 from metier.records.types import Run
-from metier.recipes.context import Context
-from metier.recipes.settings import Recipe
-from metier.recipes.stages import run_stage
 from metier.rollout.tools import describe, get_tool
 from metier.tasks.files import FileFamily
 from metier.tasks.protocol import TaskFamily
@@ -136,6 +137,7 @@ def _run(recipe: Recipe, base: Path, folder: Path, ledger: Ledger, listener: Lis
                 with context.stage(stage.name):
                     done = run_stage(context, stage)
                 context.finish(stage.name, done)
+                shutil.rmtree(folder / "state" / stage.name, ignore_errors=True)  # only of use while it trains
             if "report" in done:
                 report = folder / str(done["report"])
         return RunResult(run_id, folder, report)
@@ -197,7 +199,11 @@ def _code_version() -> str:
     here = Path(__file__).parent
     try:
         done = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10, check=False
+            ["git", "-C", str(here), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
         )
         commit = done.stdout.strip() if done.returncode == 0 else ""
     except OSError:
@@ -211,7 +217,9 @@ def _hardware() -> Mapping[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     return {
         "cpu": cpu,

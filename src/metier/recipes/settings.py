@@ -105,7 +105,7 @@ class Sft(Settings):
     max_steps: Positive | None = None
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: Annotated[int, Field(ge=0)] = 5  # steps
-    token_budget: Positive = 2400  # packed tokens of one micro-batch
+    token_budget: Positive = 1600  # packed tokens of one micro-batch
 
 
 class RewardSettings(Settings):
@@ -126,13 +126,14 @@ class Rl(Settings):
     steps: Positive
     tasks: Positive = 8  # per step
     group: Positive = 8  # episodes per task
+    block: Positive = 4  # tasks of one system prompt that stay together when tasks are shuffled
     lr: Rate = 3e-5
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: Annotated[int, Field(ge=0)] = 0
     reward: RewardSettings = RewardSettings()
     scale_advantage: bool = True  # divide by the group's standard deviation
     sampling: SamplingSettings = SamplingSettings()
-    token_budget: Positive = 2400
+    token_budget: Positive = 1600
     eval_every: Annotated[int, Field(ge=0)] = 0  # steps between small evaluations; 0 is never
     eval_split: str = "heldout"
     eval_tasks: Positive = 64

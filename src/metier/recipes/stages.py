@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from metier.base.clock import monotonic, now
 from metier.base.errors import DataError
@@ -22,6 +22,8 @@ from metier.base.seeds import rng_for
 from metier.evaluate.suites import evaluate, summary
 from metier.feedback.rewards import RewardPolicy, success
 from metier.feedback.verify import verify_episodes
+from metier.recipes.context import Context
+from metier.recipes.settings import Demonstrate, Evaluate, Report, Rl, Sft, StageSettings
 from metier.records.types import (
     Checkpoint,
     DatasetManifest,
@@ -35,8 +37,6 @@ from metier.records.types import (
     Weights,
     to_plain,
 )
-from metier.recipes.context import Context
-from metier.recipes.settings import Demonstrate, Evaluate, Report, Rl, Sft, StageSettings
 from metier.report.collect import collect
 from metier.report.page import render, write
 from metier.rollout.episodes import Plan, environment_for, plan_id, run_episodes
@@ -49,6 +49,8 @@ from metier.train.packing import Example
 __all__ = ["run_stage"]
 
 ORACLE = "oracle"
+
+T = TypeVar("T")
 
 
 def run_stage(context: Context, settings: StageSettings) -> Mapping[str, Any]:
@@ -123,7 +125,9 @@ def _demonstrate(context: Context, settings: Demonstrate) -> Mapping[str, Any]:
     failed = next((v for v in verdicts if v.value is not None and v.value < 1.0), None)
     if failed is not None:
         raise DataError(f"the demonstration of an {settings.split!r} task fails its own verifier: {failed.reason}")
-    source = Source(kind="person" if context.recipe.tasks.file else "execution", name=ORACLE, version=context.family.version)
+    source = Source(
+        kind="person" if context.recipe.tasks.file else "execution", name=ORACLE, version=context.family.version
+    )
     shown = [
         Feedback(
             id=derive_id("fb", episode.id, ORACLE),
@@ -224,9 +228,19 @@ def _publish(context: Context, stage: Sft | Rl, trainer: Trainer, dataset: str, 
     parent = context.checkpoint_id(stage.of)
     folder = context.folder / "checkpoints" / stage.name
     checkpoint_id = context.checkpoint_id(stage.name)
-    manifest = {"id": checkpoint_id, "run": context.run_id, "stage": stage.name, "parent": parent, "datasets": [dataset]}
+    manifest = {
+        "id": checkpoint_id,
+        "run": context.run_id,
+        "stage": stage.name,
+        "parent": parent,
+        "datasets": [dataset],
+    }
     weights_hash = save_model(
-        trainer.model, context.tokenizer, folder, template=context.renderer.template, manifest={**manifest, "config": config}
+        trainer.model,
+        context.tokenizer,
+        folder,
+        template=context.renderer.template,
+        manifest={**manifest, "config": config},
     )
     context.ledger.add_checkpoint(
         Checkpoint(
@@ -277,7 +291,8 @@ def _sft(context: Context, settings: Sft) -> Mapping[str, Any]:
     while trainer.step_number < steps:
         step = trainer.step_number
         epoch, place = divmod(step, per_epoch)
-        order = _order(examples, settings.block, rng_for(context.recipe.seed, settings.name, "order", epoch))
+        rng = rng_for(context.recipe.seed, settings.name, "order", epoch)
+        order = _order(examples, lambda e: e.token_ids[: min(e.cuts, default=0)], settings.block, rng)
         metrics = trainer.step(order[place * settings.batch : (place + 1) * settings.batch])
         context.emit(settings.name, "step", step=step + 1, steps=steps, **metrics)
         saver.after_step()
@@ -286,25 +301,28 @@ def _sft(context: Context, settings: Sft) -> Mapping[str, Any]:
     return {"checkpoint": context.checkpoint_id(settings.name), "weights_hash": weights_hash, "steps": steps}
 
 
-def _order(examples: Sequence[Example], block: int, rng: random.Random) -> list[Example]:
-    """A shuffle that keeps up to `block` episodes of one system prompt together.
+def _order(items: Sequence[T], shared: Callable[[T], Hashable], block: int, rng: random.Random) -> list[T]:
+    """A shuffle that keeps up to `block` items that share a system prompt together.
 
-    A shared system prompt is computed once per micro-batch, so blocks of one prompt cost
-    less than a full shuffle; blocks themselves come in random order.
+    A shared system prompt is computed once per batch, so blocks of one prompt cost less
+    than a full shuffle; the blocks themselves come in random order.
     """
-    by_prefix: dict[tuple[int, ...], list[Example]] = {}
-    for example in examples:
-        by_prefix.setdefault(example.token_ids[: min(example.cuts, default=0)], []).append(example)
-    blocks = []
-    for siblings in by_prefix.values():
+    sharing: dict[Hashable, list[T]] = {}
+    for item in items:
+        sharing.setdefault(shared(item), []).append(item)
+    blocks: list[list[T]] = []
+    for siblings in sharing.values():
         rng.shuffle(siblings)
         blocks.extend(siblings[i : i + block] for i in range(0, len(siblings), block))
     rng.shuffle(blocks)
-    return [example for some in blocks for example in some]
+    return [item for some in blocks for item in some]
 
 
 def _rl(context: Context, settings: Rl) -> Mapping[str, Any]:
     tasks = context.tasks(settings.split, settings.steps * settings.tasks)
+    tasks = _order(
+        tasks, lambda t: str(t.messages[0].content), settings.block, rng_for(context.recipe.seed, settings.name)
+    )
     if len(tasks) < settings.steps * settings.tasks:  # a small file: go through it again and again
         tasks = [tasks[i % len(tasks)] for i in range(settings.steps * settings.tasks)]
     context.refuse_overlap(tasks, f"stage {settings.name!r}")
@@ -482,4 +500,3 @@ def _report(context: Context) -> Mapping[str, Any]:
     path = context.folder / "report.html"
     write(path, render(collect(context.ledger, context.run_id, context.folder)))
     return {"report": str(path.name)}
-

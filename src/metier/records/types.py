@@ -120,7 +120,9 @@ class Message:
         for number, call in enumerate(raw.get("tool_calls") or ()):
             function = call.get("function") if isinstance(call, Mapping) else None
             if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-                raise DataError(f"tool call {number} has no function name; expected {{'function': {{'name', 'arguments'}}}}")
+                raise DataError(
+                    f"tool call {number} has no function name; expected {{'function': {{'name', 'arguments'}}}}"
+                )
             arguments = function.get("arguments", "{}")
             if not isinstance(arguments, str):
                 arguments = json.dumps(arguments)

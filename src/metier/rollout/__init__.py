@@ -1,0 +1,1 @@
+"""Episodes: a model and its tools, sampled turn by turn."""

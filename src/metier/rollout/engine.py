@@ -40,7 +40,9 @@ OnTurn = Callable[[int, Drawn], "tuple[int, ...] | None"]
 class Engine(Protocol):
     """Continues many conversations at once."""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, stop_ids: frozenset[int], on_turn: OnTurn) -> None:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, stop_ids: frozenset[int], on_turn: OnTurn
+    ) -> None:
         """Run every request until `on_turn(number of the request, turn)` returns None for it.
 
         The same requests give the same tokens on the same machine.

@@ -73,7 +73,11 @@ def run_episodes(
     """Run every plan to its end and return the episodes in the order of the plans."""
     live = [_start(plan, renderer) for plan in plans]
     requests = [
-        Request(tuple(episode.token_ids), renderer.render(plan.task.messages, plan.task.tools, prompt=True).prefix, plan.seed)
+        Request(
+            tuple(episode.token_ids),
+            renderer.render(plan.task.messages, plan.task.tools, prompt=True).prefix,
+            plan.seed,
+        )
         for plan, episode in zip(plans, live, strict=True)
     ]
     began = monotonic()

@@ -3,7 +3,9 @@
 Rows of a key-value cache hold the conversations. Every pass extends them all: those that
 are speaking by one token, those that were just spoken to by what was said. A finished
 conversation leaves its slot to the next request at once. Shared prefixes are computed
-once per call. There is no copy of the weights, so there is nothing to synchronise.
+once in the life of an engine, so an engine must not outlive a change of the weights:
+make a new one after each optimiser step, which costs nothing. There is no copy of the
+weights, so there is nothing to synchronise.
 
 Each request draws from a generator of its own, so its choices do not depend on its
 neighbours; its log-probabilities do, in the last bits, because matrix products of other
@@ -47,14 +49,19 @@ class TorchEngine:
         self.model = use_layouts(model)
         self.rows = rows
         self.pass_tokens = pass_tokens  # tokens of one pass, at most
+        self._cache: KVCache | None = None
+        self._prefixes: dict[tuple[int, ...], int] = {}
 
     @torch.inference_mode()
-    def generate(self, requests: Sequence[Request], sampling: Sampling, stop_ids: frozenset[int], on_turn: OnTurn) -> None:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, stop_ids: frozenset[int], on_turn: OnTurn
+    ) -> None:
         """See `Engine.generate`."""
         if not requests:
             return
-        cache = KVCache(self.model, min(self.rows, len(requests)))
-        prefixes: dict[tuple[int, ...], int] = {}
+        if self._cache is None or self._cache.rows < min(self.rows, len(requests)):
+            self._cache, self._prefixes = KVCache(self.model, min(self.rows, len(requests))), {}
+        cache, prefixes = self._cache, self._prefixes
         queue = deque(range(len(requests)))
         active: list[_Row] = []
         while queue or active:
@@ -109,7 +116,8 @@ class TorchEngine:
 
     def _next_pass(self, active: list[_Row]) -> tuple[list[tuple[int, int]], list[int]]:
         """Rows and token counts of the next pass: all that speak, and listeners while there is room."""
-        new, chosen = [], []
+        new: list[tuple[int, int]] = []
+        chosen: list[int] = []
         room = self.pass_tokens
         for row, state in enumerate(active):
             n = len(state.pending)
@@ -119,7 +127,9 @@ class TorchEngine:
                 room -= n
         return new, chosen
 
-    def _draw(self, hidden_RE: Tensor, randoms: list[random.Random], sampling: Sampling) -> tuple[list[int], list[float]]:
+    def _draw(
+        self, hidden_RE: Tensor, randoms: list[random.Random], sampling: Sampling
+    ) -> tuple[list[int], list[float]]:
         """Draw one word a row; its log-probability is that of the whole distribution."""
         head = self.model.get_output_embeddings()
         logits = head(hidden_RE).float()

@@ -1,0 +1,1 @@
+"""Running what a model wrote, apart from everything else."""

@@ -1,0 +1,117 @@
+"""What a user can get wrong ends with exit code 2 and one line that says what to do."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from metier.cli import main
+from metier.records.ledger import Ledger
+
+GOOD = """
+name: tiny
+model: {name: MODEL}
+tasks: {family: desk}
+stages:
+  - {kind: evaluate, name: baseline, splits: {heldout: 2}}
+"""
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(capsys: Captured, text: str, *arguments: str) -> str:
+    """Run a recipe of this text, which must be refused; returns the one line that was said."""
+    Path("mine.yaml").write_text(text)
+    assert main(["run", "mine.yaml", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.startswith("error: ") and said.endswith("\n") and said.count("\n") == 1, said
+    return said
+
+
+def test_an_unknown_key_names_the_nearest(here: Path, capsys: Captured) -> None:
+    said = refused(capsys, GOOD.replace("splits:", "split:"))
+    assert "mine.yaml, line 6" in said
+    assert "stages.baseline.split" in said or "stages.0.split" in said
+    assert "did you mean 'splits'?" in said
+
+
+def test_a_wrong_type_names_its_path_and_value(here: Path, capsys: Captured) -> None:
+    said = refused(capsys, GOOD.replace("heldout: 2", "heldout: plenty"))
+    assert "splits.heldout" in said
+    assert "'plenty'" in said
+    assert "'many'" in refused(capsys, GOOD + "seed: many\n")
+
+
+def test_a_model_folder_that_is_not_there(here: Path, capsys: Captured) -> None:
+    said = refused(capsys, GOOD.replace("MODEL", "./weights"))
+    assert "model folder './weights' does not exist" in said
+    assert "Hugging Face layout" in said
+
+
+def test_a_model_folder_that_holds_no_model(here: Path, capsys: Captured) -> None:
+    (here / "weights").mkdir()
+    assert "has no config.json" in refused(capsys, GOOD.replace("MODEL", "./weights"))
+
+
+def test_a_split_without_tasks(here: Path, tiny_model: Path, capsys: Captured) -> None:
+    (here / "tasks.jsonl").write_text(json.dumps({"prompt": "1 + 1?", "answer": "2", "verifier": "exact"}))
+    recipe = GOOD.replace("MODEL", str(tiny_model)).replace("family: desk", "file: tasks.jsonl")
+    said = refused(capsys, recipe)
+    assert "split 'heldout' of tasks.jsonl is empty; it has train" in said
+
+
+def test_a_split_that_a_family_does_not_have(here: Path, tiny_model: Path, capsys: Captured) -> None:
+    said = refused(capsys, GOOD.replace("MODEL", str(tiny_model)).replace("heldout", "helduot"))
+    assert "'helduot'" in said
+    assert "heldout" in said
+
+
+def test_a_tokenizer_without_a_chat_template(here: Path, tiny_model: Path, capsys: Captured) -> None:
+    shutil.copytree(tiny_model, here / "weights")
+    (here / "weights" / "chat_template.jinja").unlink()
+    said = refused(capsys, GOOD.replace("MODEL", "./weights"))
+    assert "has no chat template" in said
+    assert "model.renderer" in said
+
+
+def test_a_ledger_of_a_newer_metier(here: Path, capsys: Captured) -> None:
+    Ledger.open(here / "ledger.sqlite").close()
+    with sqlite3.connect(here / "ledger.sqlite") as database:
+        database.execute("INSERT INTO schema_version (version, applied_at) VALUES (99, 0)")
+    database.close()
+    before = (here / "ledger.sqlite").read_bytes()
+    said = refused(capsys, GOOD, "--ledger", "ledger.sqlite")
+    assert "schema version 99" in said
+    assert "upgrade metier" in said
+    assert (here / "ledger.sqlite").read_bytes() == before
+
+
+def test_two_runs_in_one_folder(here: Path, capsys: Captured) -> None:
+    (here / "mine").mkdir()
+    with (here / "mine" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = refused(capsys, GOOD, "--folder", "mine")
+    assert "another process is working in mine" in said
+    assert "--folder" in said
+
+
+def test_another_recipe_in_the_same_folder(here: Path, capsys: Captured) -> None:
+    missing = GOOD.replace("MODEL", "./weights")
+    refused(capsys, missing, "--folder", "mine")
+    assert "does not exist" in refused(capsys, missing, "--folder", "mine")  # the same recipe goes on
+    said = refused(capsys, missing.replace("heldout: 2", "heldout: 3"), "--folder", "mine")
+    assert "mine holds a run of another configuration" in said
+    assert "mine holds" in refused(capsys, missing, "--folder", "mine", "--seed", "9")

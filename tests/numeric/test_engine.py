@@ -1,0 +1,156 @@
+"""The torch engine against slow, obvious references, on a tiny random model in float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from metier.models.attention import ForestLayout, Span, hidden_states, use_layouts
+from metier.models.logprobs import token_logprobs
+from metier.records.types import Sampling
+from metier.rollout.engine import Drawn, Request
+from metier.rollout.torch_engine import TorchEngine, _inverse, _truncate
+
+VOCABULARY = 97
+STOP = frozenset({5})
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def full_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
+    """Logits at every position, the whole sequence computed anew."""
+    layout = ForestLayout([Span(0, len(tokens))], heads=4)
+    hidden = hidden_states(use_layouts(model), torch.tensor(tokens), torch.arange(len(tokens)), layout)
+    return model.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
+
+
+def prompts(n: int) -> list[Request]:
+    generator = torch.Generator().manual_seed(1)
+    heads = [tuple(torch.randint(6, VOCABULARY, (length,), generator=generator).tolist()) for length in (7, 11)]
+    out = []
+    for i in range(n):
+        body = tuple(torch.randint(6, VOCABULARY, (1 + i % 5,), generator=generator).tolist())
+        head = heads[i % 2] if i % 3 else ()
+        out.append(Request(head + body, len(head), seed=i))
+    return out
+
+
+@torch.no_grad()
+def test_greedy_turns_equal_recomputing_everything(model: PreTrainedModel) -> None:
+    """More requests than rows, two turns each, shared and missing prefixes."""
+    requests = prompts(9)
+    said = (17, 23, 42)
+    whole = [list(r.prompt) for r in requests]
+    turns = [0] * len(requests)
+    logprobs: dict[int, list[tuple[int, float]]] = {i: [] for i in range(len(requests))}
+
+    def on_turn(number: int, drawn: Drawn) -> tuple[int, ...] | None:
+        start = len(whole[number])
+        whole[number].extend(drawn.token_ids)
+        logprobs[number].extend((start + i, lp) for i, lp in enumerate(drawn.logprobs))
+        turns[number] += 1
+        if turns[number] == 2 + number % 2:
+            return None
+        whole[number].extend(said)
+        return said
+
+    engine = TorchEngine(use_layouts(model), rows=4, pass_tokens=16)
+    engine.generate(requests, Sampling(temperature=0.0, max_turn_tokens=6), STOP, on_turn)
+    for number, tokens in enumerate(whole):
+        logits = full_logits(model, tokens)
+        for place, logprob in logprobs[number]:
+            assert tokens[place] == int(logits[place - 1].argmax())
+            expected = torch.log_softmax(logits[place - 1], -1)[tokens[place]]
+            assert logprob == pytest.approx(float(expected), abs=1e-4)
+    assert turns == [2 + n % 2 for n in range(9)]
+
+
+@torch.no_grad()
+def test_greedy_equals_transformers_generate(model: PreTrainedModel) -> None:
+    request = Request(tuple(range(10, 20)), 4, seed=0)
+    got: list[int] = []
+
+    def on_turn(number: int, drawn: Drawn) -> None:
+        got.extend(drawn.token_ids)
+
+    TorchEngine(use_layouts(model)).generate([request], Sampling(temperature=0.0, max_turn_tokens=12), frozenset(), on_turn)
+    model.config._attn_implementation = "eager"
+    ids = torch.tensor([request.prompt])
+    expected = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=None, pad_token_id=0
+    )
+    assert got == expected[0, 10:].tolist()
+
+
+@torch.no_grad()
+def test_sampler_and_trainer_agree_on_the_same_tokens(model: PreTrainedModel) -> None:
+    requests = prompts(6)
+    found: dict[int, Drawn] = {}
+
+    def on_turn(number: int, drawn: Drawn) -> None:
+        found[number] = drawn
+
+    TorchEngine(use_layouts(model)).generate(requests, Sampling(max_turn_tokens=10), STOP, on_turn)
+    for number, drawn in found.items():
+        tokens = [*requests[number].prompt, *drawn.token_ids]
+        start = len(requests[number].prompt)
+        layout = ForestLayout([Span(0, len(tokens))], heads=4)
+        hidden = hidden_states(model, torch.tensor(tokens), torch.arange(len(tokens)), layout)
+        policy_logprobs, _ = token_logprobs(
+            hidden[start - 1 : -1], model.get_output_embeddings().weight, torch.tensor(tokens[start:])
+        )
+        assert torch.allclose(policy_logprobs, torch.tensor(drawn.logprobs), atol=1e-4)
+
+
+def test_each_request_draws_by_its_own_seed(model: PreTrainedModel) -> None:
+    def sample(requests: list[Request]) -> dict[int, tuple[int, ...]]:
+        found: dict[int, tuple[int, ...]] = {}
+
+        def on_turn(number: int, drawn: Drawn) -> None:
+            found[requests[number].seed] = drawn.token_ids
+
+        TorchEngine(use_layouts(model), rows=3).generate(requests, Sampling(max_turn_tokens=8), STOP, on_turn)
+        return found
+
+    requests = prompts(8)
+    assert sample(requests) == sample(requests)
+    assert sample(requests) == sample(requests[::-1])  # neighbours do not matter in float32 here
+    assert len(set(sample([Request((9, 9), 0, seed=s) for s in range(8)]).values())) > 4
+
+
+def test_drawing_by_inversion_follows_the_distribution() -> None:
+    """A chi-square test over 600 words, more than two buckets, 40,000 draws."""
+    from scipy.stats import chisquare
+
+    weights = torch.rand(600, generator=torch.Generator().manual_seed(0)) ** 3
+    weights[[0, 255, 256, 599]] = 0.0  # what has no weight is never drawn
+    n = 40_000
+    uniform = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    words = _inverse(weights.expand(n, -1), uniform)
+    counts = torch.bincount(words, minlength=600)
+    assert counts[weights == 0].sum() == 0
+    keep = weights > 0
+    expected = (weights / weights.sum() * n)[keep].double()
+    expected *= counts[keep].sum() / expected.sum()
+    assert chisquare(counts[keep].numpy(), expected.numpy()).pvalue > 0.5  # evenly spread uniforms: closer than chance
+
+
+def test_truncation_keeps_the_words_it_should() -> None:
+    probabilities = torch.tensor([[0.5, 0.3, 0.15, 0.05]])
+    assert _truncate(probabilities, Sampling(top_k=2))[0].count_nonzero() == 2
+    # 0.5 + 0.3 reaches 0.7, so the third word is left out
+    assert _truncate(probabilities, Sampling(top_p=0.7))[0].tolist()[2:] == [0.0, 0.0]
