@@ -42,10 +42,12 @@ def refused(capsys: Captured, text: str, *arguments: str) -> str:
 
 
 def test_an_unknown_key_names_the_nearest(here: Path, capsys: Captured) -> None:
-    said = refused(capsys, GOOD.replace("splits:", "split:"))
-    assert "mine.yaml, line 6" in said
-    assert "stages.baseline.split" in said or "stages.0.split" in said
-    assert "did you mean 'splits'?" in said
+    said = refused(capsys, GOOD + "sede: 1\n")
+    assert "mine.yaml, line 7" in said
+    assert "did you mean 'seed'?" in said
+    said = refused(capsys, GOOD.replace("splits:", "chunks: 3, splits:"))
+    assert "stages.0.chunks" in said
+    assert "did you mean 'chunk'?" in said
 
 
 def test_a_wrong_type_names_its_path_and_value(here: Path, capsys: Captured) -> None:

@@ -37,18 +37,18 @@ tasks: {{file: tasks.jsonl}}
 plugins: [plugin.py]
 stages:
   - {{kind: evaluate, name: baseline, splits: {{heldout: 6}}, chunk: 3, sampling: {sampling}}}
-  - {{kind: demonstrate, name: demonstrations, split: demo, n: 24}}
+  - {{kind: demonstrate, name: demonstrations, split: demo, n: 32}}
   - {{kind: sft, name: sft, data: demonstrations, lr: 1e-3, batch: 8, warmup: 0}}
   - {{kind: evaluate, name: evaluate-sft, of: sft, splits: {{heldout: 6}}, chunk: 3, sampling: {sampling}}}
   - kind: rl
     name: grpo
     of: sft
     split: train
-    steps: 2
+    steps: 3
     tasks: 2
     group: 3
     lr: 1e-3
-    eval_every: 1
+    eval_every: 2
     eval_tasks: 3
     sampling: {sampling}
   - {{kind: evaluate, name: evaluate-final, of: grpo, splits: {{heldout: 6}}, chunk: 3, sampling: {sampling}}}
@@ -75,7 +75,7 @@ register(Even())
 
 def write_recipe(folder: Path, model: Path) -> Path:
     lines = []
-    for split, n in (("heldout", 6), ("demo", 24), ("train", 4)):
+    for split, n in (("heldout", 6), ("demo", 32), ("train", 6)):
         for number in range(n):
             system = {"role": "system", "content": f"You are desk {number % 3}."}
             task: dict[str, Any] = {
@@ -107,21 +107,21 @@ def finish(process: subprocess.Popen[bytes], folder: Path) -> None:
     assert process.wait(timeout=120) == 0, (folder.parent / "said.txt").read_text()[-3000:]
 
 
-def lines_since(folder: Path, stage: str) -> int:
-    """How many lines the log holds since the stage began, its start among them; 0 before."""
+def lines_since(folder: Path, stage: str, start: int) -> int:
+    """How many lines the log holds from one of the stage's starts on (0 is the first); 0 before it."""
     try:
         lines = (folder / events.FILE_NAME).read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
         return 0
     mark = f'"stage": "{stage}", "event": "stage_start"'.encode()
-    first = next((number for number, line in enumerate(lines) if mark in line), len(lines))
-    return len(lines) - first
+    found = [number for number, line in enumerate(lines) if mark in line]
+    return len(lines) - found[start] if len(found) > start else 0
 
 
-def kill_at(process: subprocess.Popen[bytes], folder: Path, stage: str, lines: int) -> None:
-    """SIGKILL as soon as the log holds so many lines of the stage."""
+def kill_at(process: subprocess.Popen[bytes], folder: Path, stage: str, start: int, lines: int) -> None:
+    """SIGKILL as soon as the log holds so many lines from a start of the stage on."""
     give_up = time.monotonic() + 60
-    while lines_since(folder, stage) < lines:
+    while lines_since(folder, stage, start) < lines:
         assert process.poll() is None, (folder.parent / "said.txt").read_text()[-3000:]
         assert time.monotonic() < give_up
         time.sleep(0.001)
@@ -166,11 +166,16 @@ def test_a_run_killed_inside_every_stage_ends_with_the_same_numbers(tiny_model: 
         inner[event["stage"]] = inner.get(event["stage"], 0) + (event["event"] not in ("stage_start", "stage_end"))
 
     rng = random.Random(20)
-    for stage in STAGES:
-        # Each process ends what the one before began, and dies in the next stage: never at
-        # the stage's last event, after which it might be over too soon.
-        process = start(recipe, killed)
-        kill_at(process, killed, stage, 1 + rng.randrange(max(1, inner[stage] - 1)))
+    for stage in [*STAGES[:2], "sft", *STAGES[2:]]:
+        # Each process ends what the one before began, and dies in the next stage, but twice in
+        # `sft`: at its very start, and, as in `grpo`, at a step after one whose state was saved.
+        # Never at a stage's last event, after which it might be over too soon.
+        before = sum(e["event"] == "stage_start" and e["stage"] == stage for e in events.read(killed))
+        if stage in TRAINED and (before or stage != "sft"):
+            lines = rng.randrange(3, inner[stage] + 1)
+        else:
+            lines = 1 if stage in TRAINED else 1 + rng.randrange(max(1, inner[stage] - 1))
+        kill_at(start(recipe, killed), killed, stage, before, lines)
         assert not (killed / "stages" / f"{stage}.json").exists(), f"the kill came after {stage}"
     finish(start(recipe, killed), killed)
 
@@ -180,9 +185,10 @@ def test_a_run_killed_inside_every_stage_ends_with_the_same_numbers(tiny_model: 
 
     # The comparison has something to compare.
     losses = [s.get("loss") for stage in TRAINED for s in reference["steps"][stage]]
-    assert len(losses) == 3 + 2
+    assert len(losses) == 4 + 3
     assert all(loss is not None and math.isfinite(loss) for loss in losses)
     assert len(set(reference["weights"].values())) == 2
     assert any(0 < e["success"] < 1 for e in reference["evaluations"].values())
-    starts = sum(e["event"] == "run_start" for e in events.read(killed))
-    assert starts == len(STAGES) + 1
+    log = events.read(killed)
+    assert {e["stage"] for e in log if e["event"] == "note" and "continues" in e["text"]} == set(TRAINED)
+    assert sum(e["event"] == "run_start" for e in log) == len(STAGES) + 2

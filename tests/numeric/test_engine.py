@@ -87,7 +87,9 @@ def test_greedy_equals_transformers_generate(model: PreTrainedModel) -> None:
     def on_turn(number: int, drawn: Drawn) -> None:
         got.extend(drawn.token_ids)
 
-    TorchEngine(use_layouts(model)).generate([request], Sampling(temperature=0.0, max_turn_tokens=12), frozenset(), on_turn)
+    TorchEngine(use_layouts(model)).generate(
+        [request], Sampling(temperature=0.0, max_turn_tokens=12), frozenset(), on_turn
+    )
     model.config._attn_implementation = "eager"
     ids = torch.tensor([request.prompt])
     expected = model.generate(
