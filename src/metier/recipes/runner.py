@@ -31,6 +31,7 @@ from metier.base.config import find_recipe, load_yaml
 from metier.base.errors import ConfigError, DiskFullError, RunLockedError
 from metier.base.executor import LocalExecutor
 from metier.base.ids import canonical_json, content_hash
+from metier.base.memory import keep_freed_memory
 from metier.recipes.context import Context
 from metier.recipes.settings import Recipe
 from metier.recipes.stages import run_stage
@@ -94,6 +95,7 @@ def run(
 
 
 def _run(recipe: Recipe, base: Path, folder: Path, ledger: Ledger, listener: Listener | None) -> RunResult:
+    keep_freed_memory()
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     for plugin in recipe.plugins:
