@@ -10,7 +10,7 @@ from metier.models.attention import ForestLayout, Span, hidden_states, use_layou
 from metier.models.logprobs import token_logprobs
 from metier.records.types import Sampling
 from metier.rollout.engine import Drawn, Request
-from metier.rollout.torch_engine import TorchEngine, _inverse, _truncate
+from metier.rollout.torch_engine import TorchEngine, _buckets, _inverse, _truncate
 
 VOCABULARY = 97
 STOP = frozenset({5})
@@ -142,7 +142,8 @@ def test_drawing_by_inversion_follows_the_distribution() -> None:
     weights[[0, 255, 256, 599]] = 0.0  # what has no weight is never drawn
     n = 40_000
     uniform = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    words = _inverse(weights.expand(n, -1), uniform)
+    rows = weights.expand(n, -1)
+    words = _inverse(rows, _buckets(rows).sum(-1), uniform)
     counts = torch.bincount(words, minlength=600)
     assert counts[weights == 0].sum() == 0
     keep = weights > 0

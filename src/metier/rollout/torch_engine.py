@@ -132,20 +132,29 @@ class TorchEngine:
     ) -> tuple[list[int], list[float]]:
         """Draw one word a row; its log-probability is that of the whole distribution."""
         head = self.model.get_output_embeddings()
-        logits = head(hidden_RE).float()
-        top = logits.amax(-1, keepdim=True)
-        weights = torch.exp(logits - top)
-        normaliser = weights.sum(-1)
+        logits = head(hidden_RE)
+        top = logits.amax(-1, keepdim=True).float()
+        weights = (logits - top).exp_()
+        buckets = _buckets(weights).sum(-1)
+        normaliser = buckets.sum(-1)
         if sampling.temperature == 0.0:
             words = logits.argmax(-1)
         else:
             if sampling.temperature != 1.0 or sampling.top_p < 1.0 or sampling.top_k > 0:
-                weights = _truncate(torch.softmax(logits / sampling.temperature, -1), sampling)
+                weights = _truncate(torch.softmax(logits.float() / sampling.temperature, -1), sampling)
+                buckets = _buckets(weights).sum(-1)
             uniform = torch.tensor([r.random() for r in randoms], device=logits.device, dtype=torch.float64)
-            words = _inverse(weights, uniform)
-        chosen = logits.gather(1, words[:, None])[:, 0]
+            words = _inverse(weights, buckets, uniform)
+        chosen = logits.gather(1, words[:, None])[:, 0].float()
         logprobs = chosen - top[:, 0] - normaliser.log()
         return words.tolist(), logprobs.tolist()
+
+
+def _buckets(weights_RV: Tensor) -> Tensor:
+    """The words in buckets of equal size, the last one filled up with zeros; shape (R, buckets, size)."""
+    rest = -weights_RV.shape[1] % _CHUNK
+    padded = torch.nn.functional.pad(weights_RV, (0, rest)) if rest else weights_RV
+    return padded.view(weights_RV.shape[0], -1, _CHUNK)
 
 
 def _truncate(probabilities_RV: Tensor, sampling: Sampling) -> Tensor:
@@ -159,17 +168,15 @@ def _truncate(probabilities_RV: Tensor, sampling: Sampling) -> Tensor:
     return torch.zeros_like(ranked).scatter(1, order, ranked * keep)
 
 
-def _inverse(weights_RV: Tensor, uniform_R: Tensor) -> Tensor:
+def _inverse(weights_RV: Tensor, sums_RB: Tensor, uniform_R: Tensor) -> Tensor:
     """Draw from unnormalised weights by inversion: first a bucket of words, then a word."""
-    rows, words = weights_RV.shape
-    padded = torch.nn.functional.pad(weights_RV, (0, -words % _CHUNK)).view(rows, -1, _CHUNK)
-    buckets = padded.sum(-1, dtype=torch.float64).cumsum(-1)
-    target = uniform_R * buckets[:, -1]
-    bucket = torch.searchsorted(buckets, target[:, None], right=True).clamp_(max=buckets.shape[1] - 1)
-    before = torch.where(bucket > 0, buckets.gather(1, (bucket - 1).clamp(min=0)), 0.0)
-    inner = padded[torch.arange(rows, device=padded.device), bucket[:, 0]]
-    cumulative = inner.double().cumsum(-1)
+    ends = sums_RB.double().cumsum(-1)
+    target = uniform_R * ends[:, -1]
+    bucket = torch.searchsorted(ends, target[:, None], right=True).clamp_(max=ends.shape[1] - 1)
+    before = torch.where(bucket > 0, ends.gather(1, (bucket - 1).clamp(min=0)), 0.0)
+    rows = torch.arange(len(weights_RV), device=weights_RV.device)
+    inner = _buckets(weights_RV)[rows, bucket[:, 0]]
+    place = torch.searchsorted(inner.double().cumsum(-1), target[:, None] - before, right=True)
     # never past the last word of positive weight, whatever the rounding
-    place = torch.searchsorted(cumulative, target[:, None] - before, right=True)
     last = (inner > 0).double().mul(torch.arange(1, _CHUNK + 1, device=inner.device)).argmax(-1, keepdim=True)
     return (bucket * _CHUNK + torch.minimum(place, last))[:, 0]
