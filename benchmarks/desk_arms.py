@@ -30,6 +30,7 @@ from metier.stats.intervals import mean_interval, share_interval
 from metier.stats.paired import paired
 
 ARMS = ("grpo", "rejection", "more-sft")
+MORE_LR = 2e-4  # of continued SFT: GRPO's 3e-5 would hardly move it
 
 
 def recipe_for(seed: int, more_steps: int) -> Recipe:
@@ -51,10 +52,8 @@ def recipe_for(seed: int, more_steps: int) -> Recipe:
                 "name": "more-sft",
                 "of": "sft",
                 "data": "more-demonstrations",
-                "lr": grpo.lr,
+                "lr": MORE_LR,
                 "max_steps": more_steps,
-                "schedule": "constant",
-                "warmup": 0,
             }
         ),
         final.model_copy(update={"name": "evaluate-more-sft", "of": "more-sft", "splits": heldout}),
@@ -68,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--folder", type=Path, default=Path("runs/arms"))
-    parser.add_argument("--more-steps", type=int, default=20, help="steps of continued SFT, to match GRPO's time")
+    parser.add_argument("--more-steps", type=int, default=64, help="steps of continued SFT, to match GRPO's time")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/desk-arms.md"))
     options = parser.parse_args()
     found = []
@@ -77,7 +76,7 @@ def main() -> None:
         ledger = options.folder / f"ledger-{seed}.sqlite"
         result = run(recipe, folder=str(options.folder / str(seed)), ledger=str(ledger), listener=_tell)
         found.append((seed, recipe, result.run_id, result.folder, ledger))
-    options.out.write_text(_table(found))
+        options.out.write_text(_table(found))  # after each seed, so that a stop loses nothing
     print(options.out.read_text())
 
 

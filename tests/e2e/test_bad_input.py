@@ -6,6 +6,8 @@ import fcntl
 import json
 import shutil
 import sqlite3
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -117,3 +119,34 @@ def test_another_recipe_in_the_same_folder(here: Path, capsys: Captured) -> None
     said = refused(capsys, missing.replace("heldout: 2", "heldout: 3"), "--folder", "mine")
     assert "mine holds a run of another configuration" in said
     assert "mine holds" in refused(capsys, missing, "--folder", "mine", "--seed", "9")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(place)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("needs the right to mount a tmpfs: run as root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_loses_nothing_that_was_written(
+    here: Path, small_disk: Path, tiny_model: Path, capsys: Captured
+) -> None:
+    recipe = GOOD.replace("MODEL", str(tiny_model))
+    recipe += "  - {kind: demonstrate, name: shown, split: demo, n: 2}\n  - {kind: sft, name: sft, data: shown}\n"
+    folder = small_disk / "mine"
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(3_400_000))
+    said = refused(capsys, recipe, "--folder", str(folder))
+    assert str(small_disk) in said
+    assert "free some space" in said.lower()
+    kept = {path.name for path in (folder / "stages").glob("*.json")}
+    ballast.unlink()
+    assert main(["run", "mine.yaml", "--folder", str(folder)]) == 0  # goes on from there
+    said = capsys.readouterr().err
+    assert all(f"{Path(name).stem}: started" not in said for name in kept)
+    assert (folder / "checkpoints" / "sft" / "metier.json").is_file()

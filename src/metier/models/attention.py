@@ -27,6 +27,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
+from metier.models.lean import make_lean
+
 __all__ = ["ATTENTION", "ForestLayout", "Layout", "Span", "hidden_states", "use_layouts"]
 
 ATTENTION = "metier"
@@ -147,7 +149,8 @@ def _bundle(spans: list[Span], context: list[int], device: torch.device | str) -
 
 
 def use_layouts(model: PreTrainedModel) -> PreTrainedModel:
-    """Make a model attend by layout from now on; its weights and outputs stay the same."""
+    """Make a model attend by layout, and leanly, from now on; its weights and outputs stay the same."""
+    make_lean(model)
     AttentionInterface.register(ATTENTION, _attention)
     model.config._attn_implementation = ATTENTION
     return model

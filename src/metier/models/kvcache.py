@@ -36,6 +36,8 @@ class KVCache:
         self.lengths = [0] * rows  # own tokens of each slot
         self.prefix_of: list[int] = [-1] * rows
         self.prefixes: list[list[tuple[Tensor, Tensor]]] = []  # prefix, layer -> keys, values (K, P, D)
+        self._stacked: list[tuple[Tensor, Tensor]] = []
+        self._stacked_of = 0  # prefixes in `_stacked`
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._capacity = 0
@@ -43,6 +45,21 @@ class KVCache:
     def prefix_length(self, prefix: int) -> int:
         """Tokens of a prefix; 0 for the empty one (-1)."""
         return 0 if prefix < 0 else self.prefixes[prefix][0][0].shape[1]
+
+    def stacked(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of all prefixes at one layer, (prefixes, K, P, D), short ones filled up with zeros."""
+        if self._stacked_of != len(self.prefixes):
+            longest = max(self.prefix_length(prefix) for prefix in range(len(self.prefixes)))
+            self._stacked = []
+            for each in range(self.layers):
+                shape = (len(self.prefixes), self.key_heads, longest, self.head_size)
+                pair = torch.zeros((2, *shape), dtype=self.dtype, device=self.device)
+                for number, prefix in enumerate(self.prefixes):
+                    for store, tensor in zip(pair, prefix[each], strict=True):
+                        store[number, :, : tensor.shape[1]] = tensor
+                self._stacked.append((pair[0], pair[1]))
+            self._stacked_of = len(self.prefixes)
+        return self._stacked[layer]
 
     def reserve(self, length: int) -> None:
         """Make room for `length` own tokens in every slot."""
@@ -107,8 +124,18 @@ class _Part:
     tokens_RN: Tensor  # indices into the T tokens of the pass, padded with the row's last
     keep_T: Tensor  # flat indices into (R, N) that are real
     length: int  # L: longest own length after this pass
-    blocked_RNL: Tensor
-    groups: list[tuple[int, Tensor]]  # prefix, indices of its rows within the part
+    bias_RNL: Tensor  # -inf where a token must not see an own one, else 0
+    shared: _Shared | None  # None where no row has a prefix
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """The rows of a part by prefix, so that one product serves all prefixes."""
+
+    prefixes: Tensor | slice  # those in use, G of them
+    rows_GM: Tensor  # rows within the part, groups filled up with row 0
+    place_R: Tensor  # where each row stands in (G, M), flat
+    bias_RP: Tensor | None  # -inf beyond the end of the row's prefix; None where all end together
 
 
 class ExtendLayout:
@@ -164,16 +191,39 @@ class ExtendLayout:
             keep.extend(number * widest + i for i in range(n))
             seen.append([max(0, cache.lengths[row] - n + i) for i in steps])
         length = max(cache.lengths[row] for row in by_row)
-        groups: dict[int, list[int]] = {}
-        for number, row in enumerate(rows):
-            groups.setdefault(cache.prefix_of[row], []).append(number)
+        hidden = torch.arange(length, device=device) > torch.tensor(seen, device=device)[..., None]
         return _Part(
             rows=slice(0, last + 1) if dense else torch.tensor(rows, device=device),
             tokens_RN=torch.tensor(tokens, device=device),
             keep_T=torch.tensor(keep, device=device),
             length=length,
-            blocked_RNL=torch.arange(length, device=device) > torch.tensor(seen, device=device)[..., None],
-            groups=[(prefix, torch.tensor(members, device=device)) for prefix, members in groups.items()],
+            bias_RNL=_bias(hidden, cache.dtype),
+            shared=self._shared(rows),
+        )
+
+    def _shared(self, rows: list[int]) -> _Shared | None:
+        cache, device = self.cache, self.cache.device
+        groups: dict[int, list[int]] = {}
+        for number, row in enumerate(rows):
+            groups.setdefault(cache.prefix_of[row], []).append(number)
+        used = sorted(prefix for prefix in groups if prefix >= 0)
+        if not used:
+            return None
+        groups[used[0]].extend(groups.pop(-1, []))  # its rows see nothing of it
+        widest = max(map(len, groups.values()))
+        place = [0] * len(rows)
+        for g, prefix in enumerate(used):
+            for m, number in enumerate(groups[prefix]):
+                place[number] = g * widest + m
+        filled = [groups[prefix] + [0] * (widest - len(groups[prefix])) for prefix in used]
+        lengths = torch.tensor([cache.prefix_length(cache.prefix_of[row]) for row in rows], device=device)
+        longest = max(cache.prefix_length(prefix) for prefix in range(len(cache.prefixes)))
+        even = bool((lengths == longest).all())
+        return _Shared(
+            prefixes=slice(None) if len(used) == len(cache.prefixes) else torch.tensor(used, device=device),
+            rows_GM=torch.tensor(filled, device=device),
+            place_R=torch.tensor(place, device=device),
+            bias_RP=None if even else _bias(torch.arange(longest, device=device) >= lengths[:, None], cache.dtype),
         )
 
     def attend(self, layer: int, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, scale: float) -> Tensor:
@@ -192,28 +242,43 @@ class ExtendLayout:
         h, _, d = query_HTD.shape
         k, q = self.cache.key_heads, h // self.cache.key_heads
         own_key, own_value = keys[part.rows, :, : part.length], values[part.rows, :, : part.length]
-        flat = part.tokens_RN.reshape(-1)
-        query = query_HTD.index_select(1, flat).view(k, q, r, n, d).permute(2, 0, 1, 3, 4).reshape(r, k, q * n, d)
-        query = query * scale
-        own = torch.matmul(query, own_key.transpose(-1, -2))  # R K QN L
-        own = own.view(r, h, n, -1).masked_fill_(part.blocked_RNL[:, None], float("-inf")).view(r, k, q * n, -1)
-        longest = max(self.cache.prefix_length(prefix) for prefix, _ in part.groups)
-        scores = own.new_full((r, k, q * n, longest + part.length), float("-inf"))
-        scores[..., longest:] = own
-        for prefix, members in part.groups:
-            if prefix >= 0:
-                key = self.cache.prefixes[prefix][layer][0]  # K P D
-                some = query.index_select(0, members).transpose(0, 1).reshape(k, -1, d)
-                part_scores = torch.matmul(some, key.transpose(-1, -2))
-                part_scores = part_scores.view(k, len(members), q * n, -1).transpose(0, 1)
-                scores[members, :, :, : key.shape[1]] = part_scores
-        weights = torch.softmax(scores, -1)  # sums in float32 inside, whatever the dtype
-        out = torch.matmul(weights[..., longest:], own_value)
-        for prefix, members in part.groups:
-            if prefix >= 0:
-                value = self.cache.prefixes[prefix][layer][1]
-                some = weights.index_select(0, members)[..., : value.shape[1]].transpose(0, 1)
-                part_out = torch.matmul(some.reshape(k, -1, value.shape[1]), value)
-                out.index_add_(0, members, part_out.view(k, len(members), q * n, d).transpose(0, 1))
+        query = query_HTD.index_select(1, part.tokens_RN.reshape(-1)) * scale
+        query = query.view(k, q, r, n, d).permute(2, 0, 1, 3, 4).reshape(r, k, q * n, d)
+        scores = torch.matmul(query, own_key.transpose(-1, -2))  # R K QN L
+        scores.view(r, h, n, -1).add_(part.bias_RNL[:, None])
+        shared = part.shared
+        if shared is None:
+            out = torch.matmul(torch.softmax(scores, -1), own_value)
+        else:
+            every_key, every_value = self.cache.stacked(layer)
+            before = torch.matmul(_grouped(query, shared), every_key[shared.prefixes].transpose(-1, -2))
+            before = _ungrouped(before, shared, q * n)
+            if shared.bias_RP is not None:
+                before += shared.bias_RP[:, None, None]
+            p = before.shape[-1]
+            weights = torch.softmax(torch.cat([before, scores], -1), -1)  # sums in float32 inside, whatever the dtype
+            out = torch.matmul(weights[..., p:], own_value)
+            ahead = torch.matmul(_grouped(weights[..., :p], shared), every_value[shared.prefixes])
+            out += _ungrouped(ahead, shared, q * n)
         rows = out.view(r, k, q, n, d).permute(0, 3, 1, 2, 4).reshape(r * n, h, d)
         return rows.index_select(0, part.keep_T)
+
+
+def _bias(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
+
+
+def _grouped(rows_RKNX: Tensor, shared: _Shared) -> Tensor:
+    """By prefix: (G, K, M * N, X)."""
+    g, m = shared.rows_GM.shape
+    _, k, n, x = rows_RKNX.shape
+    picked = rows_RKNX.index_select(0, shared.rows_GM.reshape(-1))
+    return picked.view(g, m, k, n, x).transpose(1, 2).reshape(g, k, m * n, x)
+
+
+def _ungrouped(groups_GKMX: Tensor, shared: _Shared, n: int) -> Tensor:
+    """By row again: (R, K, N, X)."""
+    g, m = shared.rows_GM.shape
+    k, x = groups_GKMX.shape[1], groups_GKMX.shape[-1]
+    rows = groups_GKMX.view(g, k, m, n, x).transpose(1, 2).reshape(g * m, k, n, x)
+    return rows.index_select(0, shared.place_R)

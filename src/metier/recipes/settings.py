@@ -79,7 +79,7 @@ class Evaluate(Settings):
     of: str = BASE
     splits: dict[str, Positive]  # split -> number of tasks
     sampling: SamplingSettings = SamplingSettings(temperature=0.0)
-    chunk: Positive = 128  # episodes between two savings
+    chunk: Positive = 256  # episodes between two savings
 
 
 class Demonstrate(Settings):

@@ -125,7 +125,7 @@ class Message:
                 )
             arguments = function.get("arguments", "{}")
             if not isinstance(arguments, str):
-                arguments = json.dumps(arguments)
+                arguments = json.dumps(arguments, ensure_ascii=False)
             calls.append(ToolCall(name=function["name"], arguments=arguments, id=str(call.get("id") or "")))
         return Message(
             role=role,

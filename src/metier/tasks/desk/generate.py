@@ -59,8 +59,8 @@ def tools_of(desk: Desk, *, extra: bool) -> tuple[Tool, ...]:
     """The tools, in the order shown; with the extra one where the split is about it."""
     acts = desk.acts + ((desk.extra,) if extra and desk.extra is not None else ())
     return (
-        _tool(desk.find, f"Look up a {desk.noun}.", desk.key),
-        _tool(desk.search, f"Find a {desk.noun} by customer.", "name"),
+        _tool(desk.find, f"Look up {_article(desk.noun)}.", desk.key),
+        _tool(desk.search, f"Find {_article(desk.noun)} by customer.", "name"),
         *(_tool(act.name, act.description, desk.key, *((act.param,) if act.param else ())) for act in acts),
         _tool("decline", "Refuse a request.", "reason"),
         _tool("hand_over", "Pass to a colleague.", "reason"),
@@ -70,6 +70,10 @@ def tools_of(desk: Desk, *, extra: bool) -> tuple[Tool, ...]:
 def _tool(name: str, description: str, *params: str) -> Tool:
     schema = {"type": "object", "properties": {p: {"type": "string"} for p in params}, "required": list(params)}
     return Tool(name=name, description=description, parameters={**schema, "additionalProperties": False})
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _meaning(desk: Desk, *, extra: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ DESK = Desk(
     name="clinic",
     noun="appointment",
     plural="appointments",
+    unseen=True,
     who="You are the assistant at the front desk of Lindenhof Clinic.",
     policy=(
         "Open {hours}, Monday to Friday.",

@@ -12,6 +12,7 @@ DESK = Desk(
     name="hotel",
     noun="booking",
     plural="bookings",
+    unseen=True,
     who="You are the assistant at the front desk of Hotel Marina.",
     policy=(
         "Check-in is from {checkin}, check-out until {checkout}.",

@@ -1,0 +1,95 @@
+"""The same norms and gates with a third of the memory: what can be computed again is not kept.
+
+As transformers writes them, a norm keeps two float32 copies of its input for the backward
+pass, and a gated unit keeps its activation beside gate and product. Here a norm keeps its
+input, which the residual stream holds anyway, and one number a token. Forward results are
+the same to the last bit; gradients are those of the same formulas, summed in float32.
+
+Left out: norms of other formulas (Gemma's 1 + weight), other activations than SiLU. Such
+modules are left as they are.
+
+Shape legend: T tokens, E hidden size, F inner size of the gated unit.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.functional import silu
+
+__all__ = ["make_lean", "rms_norm", "silu_gate"]
+
+# Norms that compute weight * (x / rms(x)), and units that compute down(silu(gate(x)) * up(x)).
+_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+_GATED = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
+
+
+def make_lean(model: Module) -> None:
+    """Let the norms and gated units of known formula compute as below. Weights stay as they are."""
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind in _NORMS:
+            module.forward = functools.partial(_norm_forward, module)
+        elif kind in _GATED and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
+            module.forward = functools.partial(_gated_forward, module)
+
+
+def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+    """weight * x / sqrt(mean(x^2) + eps), the mean in float32 (float64 for float64 input); arXiv:1910.07467."""
+    out: Tensor = _RmsNorm.apply(x_TE, weight_E, eps)  # type: ignore[no-untyped-call]
+    return out
+
+
+def silu_gate(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    """silu(gate) * up, the gated unit of arXiv:2002.05202 with SiLU."""
+    out: Tensor = _SiluGate.apply(gate_TF, up_TF)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _norm_forward(module: Any, x: Tensor) -> Tensor:
+    return rms_norm(x, module.weight, module.variance_epsilon)
+
+
+def _gated_forward(module: Any, x: Tensor) -> Tensor:
+    out: Tensor = module.down_proj(silu_gate(module.gate_proj(x), module.up_proj(x)))
+    return out
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = _wide(x)
+        inverse = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, inverse)
+        return weight * (wide * inverse).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        normed = _wide(x) * inverse
+        slope = _wide(grads[0])
+        grad_weight = (slope * normed).flatten(0, -2).sum(0)
+        slope = slope * weight
+        grad_x = (slope - normed * (slope * normed).mean(-1, keepdim=True)) * inverse
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+
+
+class _SiluGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return silu(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        slope = grads[0]
+        return torch.ops.aten.silu_backward(slope * up, gate), slope * silu(gate)

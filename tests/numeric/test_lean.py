@@ -1,0 +1,69 @@
+"""Lean norms and gates against the modules of transformers, and against finite differences."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from metier.models.lean import make_lean, rms_norm, silu_gate
+
+CONFIG = LlamaConfig(
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=50,
+    tie_word_embeddings=True,
+)
+
+
+def _gradients(model: LlamaForCausalLM, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    logits = model(ids).logits
+    logits.float().log_softmax(-1)[..., 7].sum().backward()
+    return logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_lean_model_gives_the_same_outputs_and_gradients(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    plain = LlamaForCausalLM(CONFIG).to(dtype)
+    with torch.no_grad():
+        for p in plain.parameters():
+            p.add_(torch.randn_like(p) * 0.1)  # norms of other weights than one
+    lean = copy.deepcopy(plain)
+    make_lean(lean)
+    ids = torch.randint(0, 50, (2, 9))
+    out, wanted = _gradients(plain, ids)
+    lean_out, found = _gradients(lean, ids)
+    assert torch.equal(out, lean_out)
+    assert found.keys() == wanted.keys()
+    for name, grad in wanted.items():
+        error = (found[name] - grad).norm() / grad.norm()
+        assert error < (1e-5 if dtype == torch.float32 else 2e-2), name
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    torch.manual_seed(1)
+    x, gate, up = (torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    weight = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a, w: rms_norm(a, w, 1e-5), (x, weight))
+    assert torch.autograd.gradcheck(silu_gate, (gate, up))
+
+
+def test_a_norm_keeps_nothing_wide() -> None:
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    x = torch.randn(7, 16, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        rms_norm(x, torch.ones(16, dtype=torch.bfloat16, requires_grad=True), 1e-5)
+    assert all(t.dtype == torch.bfloat16 or t.numel() == 7 for t in kept)
