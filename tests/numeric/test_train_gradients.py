@@ -16,7 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from metier.train.loop import Trainer, TrainSettings
-from metier.train.objectives.grpo import Grpo
+from metier.train.objectives.policy import PolicyGradient
 from metier.train.objectives.protocol import Objective
 from metier.train.objectives.sft import Sft
 from metier.train.packing import Example, pack, split_micro
@@ -73,11 +73,14 @@ def examples() -> list[Example]:
                     weight=draw.choice((0.5, 1.0, 2.0)),
                     advantage=draw.choice((-1.5, -0.5, 0.75, 1.25)),
                     sampler_logprobs=tuple(draw.uniform(-8, -2) for _ in range(n)),
+                    old_logprobs=tuple(draw.uniform(-8, -2) for _ in range(n)),
+                    reference_logprobs=tuple(draw.uniform(-8, -2) for _ in range(n)),
                 )
             )
     loner = words(20)
     mask = (0,) * 5 + (1,) * 4 + (0,) * 6 + (1,) * 2 + (0,) * 3
-    made.append(Example(loner, mask, sampler_logprobs=tuple(draw.uniform(-8, -2) for _ in range(6)), advantage=0.5))
+    drawn = tuple(draw.uniform(-8, -2) for _ in range(6))
+    made.append(Example(loner, mask, sampler_logprobs=drawn, reference_logprobs=drawn, advantage=0.5))
     return made
 
 
@@ -107,7 +110,7 @@ def ours(
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("objective", [Sft(), Grpo(clip_low=0.3, is_cap=1.5)], ids=lambda o: o.name)
+@pytest.mark.parametrize("objective", [Sft(), PolicyGradient(clip_low=0.3, cap=1.5), PolicyGradient(ratio="sequence", kl="k3", kl_coef=0.1)], ids=["sft", "token", "sequence"])
 @pytest.mark.parametrize("budget", [1, 45, 10_000])
 def test_the_gradient_is_that_of_each_example_alone(tied: bool, objective: Objective, budget: int) -> None:
     model, made = tiny(tied=tied), examples()

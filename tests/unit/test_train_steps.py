@@ -68,7 +68,7 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
         ({"loss_mask": (0, 1)}, "3 tokens and 2 mask values"),
         ({"loss_mask": (0, 1, 1), "cuts": (2, 2)}, "must increase"),
         ({"loss_mask": (0, 1, 1), "cuts": (4,)}, "within its 3 tokens"),
-        ({"loss_mask": (0, 1, 1), "sampler_logprobs": (-1.0,)}, "2 labels, 1 sampler"),
+        ({"loss_mask": (0, 1, 1), "sampler_logprobs": (-1.0,)}, "2 labels, 1 values of sampler"),
     ],
 )
 def test_an_impossible_example_is_refused_by_name(fields: dict[str, Any], text: str) -> None:

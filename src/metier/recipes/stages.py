@@ -336,7 +336,7 @@ def _rl(context: Context, settings: Rl) -> Mapping[str, Any]:
             steps=settings.steps,
             token_budget=settings.token_budget,
         ),
-        get_objective("grpo" if settings.method == "grpo" else "sft"),
+        get_objective("grpo", normaliser="token") if settings.method == "grpo" else get_objective("sft"),
     )
     context.release()
     saver = _Saver(context, settings.name, trainer)

@@ -1,4 +1,4 @@
-"""Advantages: how much better an episode is than the others of its group. Pure.
+"""Advantages: how much better an episode, or a token of it, is than what was to be expected. Pure.
 
 An unscored episode is not a zero: it stays None and takes no part in its group's mean.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["group_advantages"]
+__all__ = ["batch_advantages", "gae", "group_advantages", "kl_penalty", "leave_one_out", "overlong_penalty"]
 
 
 def group_advantages(rewards_G: Sequence[float | None], *, scale: bool) -> list[float | None]:
@@ -25,3 +25,57 @@ def group_advantages(rewards_G: Sequence[float | None], *, scale: bool) -> list[
     mean = math.fsum(scored) / len(scored)
     spread = math.sqrt(math.fsum((r - mean) ** 2 for r in scored) / len(scored)) if scale else 1.0
     return [None if r is None else (r - mean) / spread for r in rewards_G]
+
+
+def leave_one_out(rewards_G: Sequence[float | None]) -> list[float | None]:
+    """A_i = r_i - mean of the other scored rewards of the group; 0 where there is no other.
+
+    Source: RLOO, arXiv:2402.14740. It equals G / (G - 1) times `group_advantages` unscaled.
+    """
+    scored = [r for r in rewards_G if r is not None]
+    total, n = math.fsum(scored), len(scored)
+    return [None if r is None else r - (total - r) / (n - 1) if n > 1 else 0.0 for r in rewards_G]
+
+
+def batch_advantages(rewards_B: Sequence[float | None]) -> list[float | None]:
+    """A_i = (r_i - mean) / standard deviation over all scored episodes of the step, not one group.
+
+    Zeros where all rewards are equal. Source: REINFORCE++, arXiv:2501.03262, which puts the
+    KL penalty into the rewards first (`kl_penalty`).
+    """
+    return group_advantages(rewards_B, scale=True)
+
+
+def kl_penalty(policy_logprobs: Sequence[float], reference_logprobs: Sequence[float], coef: float) -> float:
+    """What to add to an episode's reward: -coef * sum_t (ln p_t - ln f_t), the k1 estimate of its KL, in nats.
+
+    The log-probabilities are the policy's at the time of sampling and the reference's.
+    Source: InstructGPT, arXiv:2203.02155.
+    """
+    return -coef * (math.fsum(policy_logprobs) - math.fsum(reference_logprobs))
+
+
+def overlong_penalty(length: int, limit: int, buffer: int) -> float:
+    """DAPO's soft punishment of long episodes: 0 up to `limit` - `buffer` tokens, then linear to -1 at `limit`.
+
+    Longer ones get -1. Source: arXiv:2503.14476, eq. 13.
+    """
+    return -min(1.0, max(0.0, (length - (limit - buffer)) / buffer))
+
+
+def gae(
+    rewards_T: Sequence[float], values_T: Sequence[float], *, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[list[float], list[float]]:
+    """Generalised advantages and the returns that a value head should predict, one for each token.
+
+    delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1};  R_t = A_t + V_t,
+    with V = 0 after the last token: an episode that was cut short needs its value added to
+    the last reward. Source: arXiv:1506.02438.
+    """
+    advantages = [0.0] * len(rewards_T)
+    ahead = next_value = 0.0
+    for t in range(len(rewards_T) - 1, -1, -1):
+        delta = rewards_T[t] + gamma * next_value - values_T[t]
+        ahead = advantages[t] = delta + gamma * lam * ahead
+        next_value = values_T[t]
+    return advantages, [a + v for a, v in zip(advantages, values_T, strict=True)]

@@ -7,7 +7,7 @@ example's last predictor influence no loss and are left out.
 
 Left out on purpose: finding common prefixes that no cut names, and padding.
 
-Shape legend: T packed tokens, M labels (tokens that carry loss).
+Shape legend: T packed tokens, M labels (tokens that carry loss), B examples.
 """
 
 from __future__ import annotations
@@ -34,9 +34,14 @@ class Example:
     token_ids: tuple[int, ...]
     loss_mask: tuple[int, ...]  # 1 where the token is a label, 0 elsewhere; one for each token
     cuts: tuple[int, ...] = ()  # increasing positions at which a shared prefix may end
-    weight: float = 1.0  # factor of every label's loss
-    advantage: float = 0.0  # of every label, for policy gradients
+    weight: float | tuple[float, ...] = 1.0  # factor of the loss: of every label, or one for each
+    advantage: float | tuple[float, ...] = 0.0  # for policy gradients, likewise
     sampler_logprobs: tuple[float, ...] = ()  # nats, one for each label in order; () where nobody sampled it
+    old_logprobs: tuple[float, ...] = ()  # by the policy when the step's episodes were taken; () for now
+    reference_logprobs: tuple[float, ...] = ()  # by the reference model; () where there is none
+    target: float = 0.0  # of the whole example; preferences: 1 the better side, 0 the worse
+    margin: float = 0.0  # by how much the better side should lead
+    unit: str = ""  # examples of one unit are compared with each other, so they share a micro-batch
     key: str = ""  # names the example in errors
 
     def __post_init__(self) -> None:
@@ -55,10 +60,10 @@ class Example:
             raise DataError(
                 f"{name} has cuts {self.cuts}; they must increase and lie within its {len(self.token_ids)} tokens"
             )
-        if self.sampler_logprobs and len(self.sampler_logprobs) != self.labels:
-            raise DataError(
-                f"{name}: {self.labels} labels, {len(self.sampler_logprobs)} sampler log-probabilities; give one each"
-            )
+        for what in ("sampler_logprobs", "old_logprobs", "reference_logprobs", "weight", "advantage"):
+            given = getattr(self, what)
+            if isinstance(given, tuple) and given and len(given) != self.labels:
+                raise DataError(f"{name}: {self.labels} labels, {len(given)} values of {what}; give one each")
 
     @property
     def labels(self) -> int:
@@ -79,7 +84,12 @@ class Packed:
     weight_M: Tensor  # float32
     advantage_M: Tensor  # float32
     sampler_logprobs_M: Tensor  # float64; NaN where nobody sampled the label
-    examples: int
+    old_logprobs_M: Tensor  # float64; NaN where they are those of now
+    reference_logprobs_M: Tensor  # float64; NaN where there is no reference
+    target_B: Tensor  # float64, one for each example
+    margin_B: Tensor  # float64
+    unit_B: Tensor  # the example's unit, numbered from 0 in order of appearance
+    examples: int  # B
     tokens: int  # with shared prefixes counted once per example
     packed_tokens: int  # T
 
@@ -117,13 +127,21 @@ def pack(examples: Sequence[Example], *, heads: int, device: torch.device | str 
     if not sources:
         raise DataError(f"none of the {len(examples)} examples has a label; at least one loss_mask must hold a 1")
     positions = np.concatenate([np.arange(d, d + s.length) for d, s in zip(depths, spans, strict=True)])
-    sampled = [e.sampler_logprobs or (math.nan,) * n for e, n in zip(examples, labels_of, strict=True)]
+    units: dict[str | int, int] = {}
+    unit_of = [units.setdefault(e.unit or number, len(units)) for number, e in enumerate(examples)]
 
     def whole(values: np.ndarray) -> Tensor:
         return torch.as_tensor(values, dtype=torch.long, device=device)
 
-    def per_label(values: list[float]) -> Tensor:
-        return torch.as_tensor(np.repeat(values, labels_of), dtype=torch.float32, device=device)
+    def per_label(what: str, dtype: torch.dtype) -> Tensor:
+        values: list[float] = []
+        for example, n in zip(examples, labels_of, strict=True):
+            given = getattr(example, what)
+            values.extend((given,) * n if isinstance(given, (int, float)) else given or (math.nan,) * n)
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    def per_example(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=device)
 
     return Packed(
         input_ids_T=torch.tensor(ids, dtype=torch.long, device=device),
@@ -132,9 +150,14 @@ def pack(examples: Sequence[Example], *, heads: int, device: torch.device | str 
         source_M=whole(np.concatenate(sources)),
         targets_M=whole(np.concatenate(targets)),
         example_M=whole(np.repeat(np.arange(len(examples)), labels_of)),
-        weight_M=per_label([e.weight for e in examples]),
-        advantage_M=per_label([e.advantage for e in examples]),
-        sampler_logprobs_M=torch.tensor(list(itertools.chain(*sampled)), dtype=torch.float64, device=device),
+        weight_M=per_label("weight", torch.float32),
+        advantage_M=per_label("advantage", torch.float32),
+        sampler_logprobs_M=per_label("sampler_logprobs", torch.float64),
+        old_logprobs_M=per_label("old_logprobs", torch.float64),
+        reference_logprobs_M=per_label("reference_logprobs", torch.float64),
+        target_B=per_example([e.target for e in examples]),
+        margin_B=per_example([e.margin for e in examples]),
+        unit_B=torch.tensor(unit_of, dtype=torch.long, device=device),
         examples=len(examples),
         tokens=sum(len(e.token_ids) for e in examples),
         packed_tokens=len(ids),
@@ -145,29 +168,31 @@ def split_micro(examples: Sequence[Example], token_budget: int) -> list[list[Exa
     """Split into micro-batches of at most `token_budget` packed tokens, shared ones counted once.
 
     Examples of one prefix stand side by side, prefixes in the order of their first
-    appearance. An example longer than the budget goes alone.
+    appearance; examples of one unit stay together and in their order. A unit longer than
+    the budget goes alone.
     """
     numbers: dict[tuple[int | None, tuple[int, ...]], int] = {}
-    ranked: list[tuple[list[int], list[tuple[int, int]], int]] = []
+    units: dict[str | int, list[tuple[int, list[tuple[int, int]]]]] = {}  # unit -> (example, path of (span, length))
     for index, example in enumerate(examples):
         parent: int | None = None
-        path: list[tuple[int, int]] = []  # (span number, length)
+        path: list[tuple[int, int]] = []
         for segment in _segments(example):
             parent = numbers.setdefault((parent, segment), len(numbers))
             path.append((parent, len(segment)))
-        ranked.append(([number for number, _ in path], path, index))
-    ranked.sort(key=lambda r: (r[0], r[2]))
+        units.setdefault(example.unit or index, []).append((index, path))
+    ranked = sorted(units.values(), key=lambda unit: ([number for number, _ in unit[0][1]], unit[0][0]))
     micro: list[list[Example]] = []
     present: set[int] = set()
     used = 0
-    for _, path, index in ranked:
-        cost = sum(length for number, length in path if number not in present)
+    for unit in ranked:
+        spans = {number: length for _, path in unit for number, length in path}
+        cost = sum(length for number, length in spans.items() if number not in present)
         if not micro or used + cost > token_budget:
             micro.append([])
             present, used = set(), 0
-            cost = sum(length for _, length in path)
-        micro[-1].append(examples[index])
-        present.update(number for number, _ in path)
+            cost = sum(spans.values())
+        micro[-1].extend(examples[index] for index, _ in unit)
+        present.update(spans)
         used += cost
     return micro
 

@@ -8,6 +8,7 @@ imported when first asked for.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 from collections.abc import Callable
@@ -16,14 +17,19 @@ from typing import Any
 
 from metier.base.config import did_you_mean
 from metier.base.errors import ConfigError
+from metier.train.objectives.policy import PRESETS
 from metier.train.objectives.protocol import Objective
 
 __all__ = ["get_objective", "names", "register"]
 
 GROUP = "metier.objectives"
 BUILT_IN = {
-    "grpo": "metier.train.objectives.grpo:Grpo",
+    "dpo": "metier.train.objectives.preferences:Dpo",
+    "kto": "metier.train.objectives.preferences:Kto",
+    "orpo": "metier.train.objectives.preferences:Orpo",
     "sft": "metier.train.objectives.sft:Sft",
+    "simpo": "metier.train.objectives.preferences:Simpo",
+    **dict.fromkeys(PRESETS, "metier.train.objectives.policy:PolicyGradient"),
 }
 _registered: dict[str, Callable[..., Objective]] = {}
 
@@ -61,7 +67,7 @@ def _factory(name: str) -> Callable[..., Objective]:
     if name in BUILT_IN:
         module, _, attribute = BUILT_IN[name].partition(":")
         made: Callable[..., Objective] = getattr(importlib.import_module(module), attribute)
-        return made
+        return functools.partial(made, name=name, **PRESETS[name]) if name in PRESETS else made
     for point in entry_points(group=GROUP):
         if point.name == name:
             made = point.load()
