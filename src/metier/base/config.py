@@ -57,9 +57,11 @@ def load_yaml(path: str | Path, model: type[M], overrides: Sequence[str] = ()) -
     return _validate(model, data, str(path), source.node, set_paths)
 
 
-def parse(model: type[M], data: Mapping[str, Any], *, where: str = "") -> M:
-    """Check plain values against `model`; `where` opens the message of the `ConfigError`."""
-    return _validate(model, dict(data), where, None, [])
+def parse(model: type[M], data: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "") -> M:
+    """Check plain values, with `key.path=value` overrides, against `model`; `where` opens the message of the `ConfigError`."""
+    plain = dict(data)
+    set_paths = [_apply(plain, override) for override in overrides]
+    return _validate(model, plain, where, None, set_paths)
 
 
 def packaged_recipes() -> dict[str, Path]:

@@ -13,6 +13,7 @@ import typer
 from metier.cli.report import report
 from metier.cli.run import run
 from metier.cli.runs import runs_app
+from metier.cli.train import train
 
 __all__ = ["app"]
 
@@ -46,5 +47,6 @@ def _root(
 
 
 app.command("run", rich_help_panel=LOOP)(run)
+app.command("train", rich_help_panel=LOOP)(train)
 app.command("report", rich_help_panel=LOOP)(report)
 app.add_typer(runs_app, name="runs", rich_help_panel=LOOP)

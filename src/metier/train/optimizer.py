@@ -19,7 +19,7 @@ from metier.base.errors import MetierError
 
 __all__ = ["DivergedError", "Masters", "Schedule", "schedule"]
 
-Schedule = Literal["constant", "linear", "cosine"]
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
 
 
 class DivergedError(MetierError):
@@ -112,11 +112,14 @@ def schedule(kind: Schedule, step: int, steps: int, warmup: int) -> float:
     """The learning rate's factor at `step`, counted from 0, of `steps`.
 
     It rises linearly over the first `warmup` steps, (step + 1) / warmup, then with
-    x = (step - warmup) / (steps - warmup) is 1, 1 - x, or (1 + cos(pi x)) / 2.
+    x = (step - warmup) / (steps - warmup) is 1, 1 - x, (1 + cos(pi x)) / 2, or for `wsd`
+    (warm up, stay, decay) 1 up to x = 0.8 and then 5 (1 - x), arXiv:2404.06395.
     """
     if step < warmup:
         return (step + 1) / warmup
     if kind == "constant":
         return 1.0
     x = min(1.0, (step - warmup) / max(1, steps - warmup))
+    if kind == "wsd":
+        return min(1.0, 5 * (1.0 - x))
     return 1.0 - x if kind == "linear" else (1.0 + math.cos(math.pi * x)) / 2

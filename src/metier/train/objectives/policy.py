@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -57,6 +57,8 @@ class PolicyGradient:
     divergence"; truncated importance weights, IMPALA arXiv:1802.01561.
     """
 
+    rows: ClassVar[Literal["episode"]] = "episode"
+    needs_reference: ClassVar[bool] = False  # where it has one, the stage that samples provides it
     name: str = "policy"
     ratio: Literal["token", "sequence"] = "token"
     clip: Literal["ppo", "cispo", "none"] = "ppo"

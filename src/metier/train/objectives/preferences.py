@@ -85,6 +85,8 @@ class Dpo:
     """
 
     name: ClassVar[str] = "dpo"
+    rows: ClassVar[Literal["pair"]] = "pair"
+    needs_reference: ClassVar[bool] = True
     kind: Literal["sigmoid", "robust", "hinge", "ipo"] = "sigmoid"
     beta: float = 0.1
     smoothing: float = 0.0
@@ -161,6 +163,8 @@ class Simpo:
     """
 
     name: ClassVar[str] = "simpo"
+    rows: ClassVar[Literal["pair"]] = "pair"
+    needs_reference: ClassVar[bool] = False
     beta: float = 2.0
     gamma: float = 1.0
 
@@ -194,6 +198,8 @@ class Orpo:
     """
 
     name: ClassVar[str] = "orpo"
+    rows: ClassVar[Literal["pair"]] = "pair"
+    needs_reference: ClassVar[bool] = False
     lam: float = 0.1
 
     def __post_init__(self) -> None:
@@ -230,6 +236,8 @@ class Kto:
     """
 
     name: ClassVar[str] = "kto"
+    rows: ClassVar[Literal["judged"]] = "judged"
+    needs_reference: ClassVar[bool] = True
     beta: float = 0.1
     good_weight: float = 1.0
     bad_weight: float = 1.0

@@ -5,7 +5,7 @@ Shape legend: M labels (tokens that carry loss) of one micro-batch.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ __all__ = ["Objective"]
 
 class Objective(Protocol):
     """Makes a loss; holds settings and no state."""
+
+    rows: ClassVar[Literal["single", "pair", "judged", "episode"]]  # what it learns from, see `metier.train.data`
+    needs_reference: ClassVar[bool]  # whether files need the starting model's log-probabilities
 
     @property
     def name(self) -> str:

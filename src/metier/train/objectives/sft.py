@@ -6,7 +6,7 @@ Shape legend: M labels of one micro-batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -29,6 +29,8 @@ class Sft:
     """
 
     name: ClassVar[str] = "sft"
+    rows: ClassVar[Literal["single"]] = "single"
+    needs_reference: ClassVar[bool] = False
 
     def denominator(self, *, loss_tokens: int, examples: int) -> float:
         """N, the labels of the step."""

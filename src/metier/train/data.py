@@ -1,0 +1,255 @@
+"""Rows of a plain file to examples: TRL's dataset types and the OpenAI chat format.
+
+    {"text": ...}                                          every token is learned
+    {"prompt": ..., "completion": ...}                     the completion is learned
+    {"messages": [...], "tools": [...]}                    the assistant's turns are learned
+    {"prompt": ..., "chosen": ..., "rejected": ...}        pairs; without `prompt`, what both sides share is it
+    {"prompt": ..., "completion": ..., "label": true}      single answers, good or bad
+
+`prompt`, `completion`, `chosen` and `rejected` are text, or lists of messages. Messages go
+through the renderer, so tools, tool results and the end of a turn are treated as
+everywhere else. Text is tokenised as it stands, prompt and completion apart so that no
+token spans both, with the end-of-text token after it. An assistant message of `messages`
+may carry a `weight`, as in OpenAI's format: 0 leaves the turn out of the loss.
+
+Left out: streaming; images; choosing what to train on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from metier.base.errors import DataError
+from metier.models.renderer import Renderer
+from metier.records.types import Message, Tool
+from metier.train.packing import Example
+
+__all__ = ["Encoder", "TooLong", "limited", "read_rows"]
+
+TooLong = Literal["error", "drop", "truncate"]
+
+
+def read_rows(path: str | Path) -> list[Mapping[str, Any]]:
+    """The rows of a JSONL, JSON or Parquet file. Raises `DataError` naming the line that is wrong."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"data file {path} does not exist")
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        rows: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
+    elif path.suffix == ".json":
+        rows = _read_json(path.read_text(encoding="utf-8"), str(path))
+        if not isinstance(rows, list):
+            raise DataError(f"{path}: expected a list of rows")
+    else:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        rows = [_read_json(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: row {number} is no object but {type(row).__name__}")
+    if not rows:
+        raise DataError(f"{path} has no rows; give at least one")
+    return rows
+
+
+def _read_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON: {error}") from error
+
+
+def limited(
+    units: Sequence[Sequence[Example]], max_length: int, too_long: TooLong
+) -> tuple[list[list[Example]], dict[str, int]]:
+    """Apply a limit of tokens by the stated policy; returns what is left, and counts of what was done.
+
+    A unit (one example, or the two sides of a pair) is dropped whole. `truncate` cuts the
+    end off, and drops units in which a side has no label left. Raises `DataError` under
+    `error`, and where nothing is left.
+    """
+    kept: list[list[Example]] = []
+    counts = {"dropped": 0, "truncated": 0, "without_labels": 0}
+    for unit in units:
+        longest = max(unit, key=lambda e: len(e.token_ids))
+        if len(longest.token_ids) > max_length:
+            if too_long == "error":
+                raise DataError(
+                    f"{longest.key} has {len(longest.token_ids)} tokens, more than max_length {max_length}; raise it, "
+                    "or set too_long to 'drop' or 'truncate'"
+                )
+            if too_long == "drop":
+                counts["dropped"] += 1
+                continue
+            unit = [_cut(example, max_length) for example in unit]
+            counts["truncated"] += 1
+        if all(example.labels for example in unit):
+            kept.append(list(unit))
+        else:
+            counts["without_labels"] += 1
+    if not kept:
+        raise DataError(
+            f"no row is left to train on: {counts['dropped']} too long, {counts['without_labels']} without a token "
+            "that carries loss; check max_length, and that rows hold an assistant turn"
+        )
+    return kept, counts
+
+
+def _cut(example: Example, length: int) -> Example:
+    mask = example.loss_mask[:length]
+    labels = sum(map(bool, mask))
+    weight = example.weight[:labels] if isinstance(example.weight, tuple) else example.weight
+    cuts = tuple(c for c in example.cuts if c <= length)
+    return replace(example, token_ids=example.token_ids[:length], loss_mask=mask, weight=weight, cuts=cuts)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """Rows to examples, for one tokenizer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+
+    def unit(self, row: Mapping[str, Any], kind: Literal["single", "pair", "judged"], number: int) -> list[Example]:
+        """The examples of one row: one, or the better and the worse side of a pair.
+
+        Raises `DataError` naming the row and what it lacks.
+        """
+        where = f"row {number}"
+        try:
+            if kind == "pair":
+                return self._pair(row, where)
+            if kind == "judged":
+                label = _needed(row, "label")
+                if label not in (True, False, 0, 1):
+                    raise DataError(f"label must be true or false, got {label!r}")
+                answer = self._answer(_needed(row, "prompt"), _needed(row, "completion"), row)
+                return [replace(answer, target=float(label), key=where)]
+            return [replace(self._single(row), key=where)]
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+
+    def _single(self, row: Mapping[str, Any]) -> Example:
+        if "messages" in row:
+            return self._conversation(row["messages"], row)
+        if "text" in row:
+            ids = self._text(row["text"], first=True) + self._end()
+            return Example(ids, (0, *(1,) * (len(ids) - 1)) if ids else ())
+        if "prompt" in row and "completion" in row:
+            return self._answer(row["prompt"], row["completion"], row)
+        raise DataError(f"expected 'messages', 'text', or 'prompt' and 'completion'; it has {', '.join(row) or 'nothing'}")
+
+    def _pair(self, row: Mapping[str, Any], where: str) -> list[Example]:
+        better, worse = _needed(row, "chosen"), _needed(row, "rejected")
+        prompt = row.get("prompt")
+        if prompt is None:
+            prompt, better, worse = _shared_start(better, worse)
+        if better == worse:
+            raise DataError("chosen and rejected are the same; a pair needs two different answers")
+        margin = row.get("margin", 0.0)
+        if not isinstance(margin, (int, float)):
+            raise DataError(f"margin must be a number, got {margin!r}")
+        return [
+            replace(
+                self._answer(prompt, side, row),
+                target=target,
+                margin=float(margin),
+                unit=where,
+                key=f"{where} ({name})",
+            )
+            for side, target, name in ((better, 1.0, "chosen"), (worse, 0.0, "rejected"))
+        ]
+
+    def _answer(self, prompt: Any, answer: Any, row: Mapping[str, Any]) -> Example:
+        """A prompt, and an answer that is learned."""
+        if isinstance(prompt, str) and isinstance(answer, str):
+            head = self._text(prompt, first=True)
+            ids = head + self._text(answer) + self._end()
+            head = ids[: max(1, len(head))]
+            return Example(ids, (0,) * len(head) + (1,) * (len(ids) - len(head)), cuts=(len(head),))
+        before = _messages([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+        after = _messages([{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer)
+        tools = _tools(row)
+        rendered = self.renderer.render([*before, *after], tools)
+        head_ids = self.renderer.render(before, tools, prompt=True).token_ids
+        n = len(head_ids)
+        if rendered.token_ids[:n] != head_ids:
+            raise DataError("the chat template renders the prompt differently once it is answered; use another renderer")
+        mask = (0,) * n + rendered.loss_mask[n:]
+        return Example(rendered.token_ids, mask, cuts=tuple(sorted({rendered.prefix, n} - {0})))
+
+    def _conversation(self, raw: Any, row: Mapping[str, Any]) -> Example:
+        messages, tools = _messages(raw), _tools(row)
+        rendered = self.renderer.render(messages, tools)
+        weights = [float(m.get("weight", 1)) for m in raw if m.get("role") == "assistant"]
+        cuts = (rendered.prefix,) if rendered.prefix else ()
+        if all(w == 1 for w in weights):
+            return Example(rendered.token_ids, rendered.loss_mask, cuts=cuts)
+        turns = [len(list(run)) for own, run in itertools.groupby(rendered.loss_mask) if own]
+        if len(turns) != len(weights):
+            raise DataError("the chat template does not keep assistant turns apart, so they cannot be weighted")
+        per_label = tuple(w for w, n in zip(weights, turns, strict=True) for _ in range(n))
+        mask = list(rendered.loss_mask)
+        for place, weight in zip([i for i, own in enumerate(mask) if own], per_label, strict=True):
+            mask[place] = int(weight != 0)
+        kept = tuple(w for w in per_label if w)
+        return Example(rendered.token_ids, tuple(mask), cuts=cuts, weight=kept if kept else 1.0)
+
+    def _text(self, text: Any, *, first: bool = False) -> tuple[int, ...]:
+        if not isinstance(text, str):
+            raise DataError(f"expected text, got {type(text).__name__}")
+        return tuple(self.tokenizer(text, add_special_tokens=first).input_ids)
+
+    def _end(self) -> tuple[int, ...]:
+        end = self.tokenizer.eos_token_id
+        return () if end is None else (int(end),)
+
+
+def _needed(row: Mapping[str, Any], key: str) -> Any:
+    if row.get(key) is None:
+        raise DataError(f"expected {key!r}; it has {', '.join(row) or 'nothing'}")
+    return row[key]
+
+
+def _messages(raw: Any) -> list[Message]:
+    if not isinstance(raw, list) or not raw or not all(isinstance(m, Mapping) for m in raw):
+        raise DataError("expected a list of messages with role and content")
+    return [Message.from_openai(m) for m in raw]
+
+
+def _tools(row: Mapping[str, Any]) -> tuple[Tool, ...]:
+    out = []
+    for number, raw in enumerate(row.get("tools") or ()):
+        function = raw.get("function", raw) if isinstance(raw, Mapping) else {}
+        if not isinstance(function.get("name"), str):
+            raise DataError(f"tool {number} has no name; expected the OpenAI form {{'type', 'function'}}")
+        out.append(
+            Tool(
+                name=function["name"],
+                description=str(function.get("description", "")),
+                parameters=function.get("parameters") or {"type": "object", "properties": {}},
+            )
+        )
+    return tuple(out)
+
+
+def _shared_start(better: Any, worse: Any) -> tuple[Any, Any, Any]:
+    """What both sides of a pair without a prompt begin with, and the rests."""
+    if isinstance(better, str) and isinstance(worse, str):
+        n = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(better, worse)))
+        n = better.rfind(" ", 0, n) + 1 if n < max(len(better), len(worse)) else n  # not inside a word
+        return better[:n], better[n:], worse[n:]
+    if not isinstance(better, list) or not isinstance(worse, list):
+        raise DataError("chosen and rejected must both be text or both be lists of messages")
+    n = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(better, worse)))
+    if n in (0, len(better), len(worse)):
+        raise DataError("without a prompt, chosen and rejected must begin with the same messages and then differ")
+    return better[:n], better[n:], worse[n:]

@@ -1,0 +1,201 @@
+"""`metier train` on plain files: what is learned, what is refused, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metier.base.errors import ConfigError, DataError
+from metier.cli import main
+from metier.models.hub import load_model, load_tokenizer
+from metier.models.renderer import get_renderer
+from metier.train.data import Encoder, limited, read_rows
+from metier.train.fit import FitSettings, fit
+from metier.train.score import score
+
+WORDS = ["apple", "bread", "cheese", "dates", "eggs", "figs", "grapes", "honey"]
+
+
+def chat(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def rows_for(objective: str) -> list[dict[str, Any]]:
+    if objective == "sft":
+        return [{"messages": chat(f"Price of {w}?", f"{n} euros.")} for n, w in enumerate(WORDS)]
+    if objective == "kto":
+        return [
+            {"prompt": f"Price of {w}?", "completion": f"{n} {'euros' if good else 'dollars'}.", "label": good}
+            for n, w in enumerate(WORDS)
+            for good in (True, False)
+        ]
+    return [
+        {
+            "prompt": [{"role": "user", "content": f"Price of {w}?"}],
+            "chosen": [{"role": "assistant", "content": f"{n} euros."}],
+            "rejected": [{"role": "assistant", "content": f"{n} dollars."}],
+        }
+        for n, w in enumerate(WORDS)
+    ]
+
+
+def written(folder: Path, rows: list[dict[str, Any]]) -> str:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def settings(tiny_model: Path, tmp_path: Path, objective: str, **more: Any) -> FitSettings:
+    given = {"objective": objective, "model": str(tiny_model), "data": str(tmp_path / "rows.jsonl")}
+    return FitSettings(**{**given, "out": str(tmp_path / "out"), "dtype": "float32", "lr": 1e-2, "batch": 4, **more})
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "kto", "orpo", "simpo"])
+def test_what_is_better_becomes_likelier(objective: str, tiny_model: Path, tmp_path: Path) -> None:
+    written(tmp_path, rows_for(objective))
+    result = fit(settings(tiny_model, tmp_path, objective, epochs=4))
+    assert result["steps"] == (16 if objective == "kto" else 8)
+    tokenizer = load_tokenizer(str(tiny_model))
+    encoder = Encoder(tokenizer, get_renderer(tokenizer))
+    pairs = [encoder.unit(row, "pair", n) for n, row in enumerate(rows_for("dpo"))]
+    flat = [example for pair in pairs for example in pair]
+    before = score(load_model(str(tiny_model)), flat)
+    after = score(load_model(result["out"]), flat)
+
+    def leads(found: list[tuple[float, ...]]) -> torch.Tensor:
+        sums = torch.tensor([sum(f) for f in found]).view(-1, 2)
+        return sums[:, 0] - sums[:, 1]
+
+    assert float((leads(after) > leads(before)).float().mean()) == 1.0
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
+    data = written(tmp_path, rows_for("dpo") * 4)
+    command = [sys.executable, "-m", "metier", "train", "dpo", "--data", data, "--model", str(tiny_model)]
+    command += ["--set", "dtype=float32", "--set", "lr=1e-2", "--set", "batch=2", "--set", "save_seconds=0", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def train(out: str) -> dict[str, Any]:
+        done = subprocess.run([*command, "--out", str(tmp_path / out)], capture_output=True, env=environment, check=True)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    whole = train("whole")
+    process = subprocess.Popen([*command, "--out", str(tmp_path / "cut")], env=environment, stdout=subprocess.DEVNULL)
+    log = tmp_path / "cut" / "events.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count('"step"') > 5):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut" / "model").exists()
+    cut = train("cut")
+    assert "continues after step" in log.read_text()
+    assert cut["weights_hash"] == whole["weights_hash"]
+    assert train("cut") == cut  # done: nothing is done again
+
+
+def test_rows_of_every_type(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    encoder = Encoder(tokenizer, get_renderer(tokenizer))
+
+    def learned(row: dict[str, Any], kind: Any = "single") -> list[str]:
+        return [
+            tokenizer.decode([t for t, own in zip(e.token_ids, e.loss_mask, strict=True) if own])
+            for e in encoder.unit(row, kind, 1)
+        ]
+
+    assert learned({"text": "one two"}) == [" two<|im_end|>"]
+    assert learned({"prompt": "one", "completion": " two"}) == [" two<|im_end|>"]
+    assert learned({"prompt": "one", "completion": [{"role": "assistant", "content": "two"}]}) == ["two<|im_end|>"]
+    talk = [*chat("a?", "b."), *chat("c?", "d.")]
+    assert learned({"messages": talk}) == ["b.<|im_end|>d.<|im_end|>"]
+    weighted = [dict(m) for m in talk]
+    weighted[1]["weight"] = 0  # type: ignore[assignment]
+    assert learned({"messages": weighted}) == ["d.<|im_end|>"]
+    # what came before the completion carries no loss, even where an assistant said it
+    assert learned({"prompt": [*chat("a?", "b."), talk[2]], "completion": [talk[3]]}) == ["d.<|im_end|>"]
+    assert learned({"chosen": [talk[0], talk[1]], "rejected": [talk[0], talk[3]]}, "pair") == [
+        "b.<|im_end|>",
+        "d.<|im_end|>",
+    ]
+    assert learned({"chosen": "say yes", "rejected": "say no"}, "pair") == ["yes<|im_end|>", "no<|im_end|>"]
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    call = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}
+    said = learned({"messages": [talk[0], call, {"role": "tool", "tool_call_id": "1", "content": "r"}, talk[1]], "tools": [tool]})
+    assert said[0].count("<tool_call>") == 1 and "r<" not in said[0]
+
+
+def test_the_end_of_a_turn_is_learned_though_it_is_the_padding_token(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    (example,) = Encoder(tokenizer, get_renderer(tokenizer)).unit({"messages": chat("a?", "b.")}, "single", 1)
+    last = max(i for i, own in enumerate(example.loss_mask) if own)
+    assert example.token_ids[last] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("objective", "text", "message"),
+    [
+        ("sft", "", "has no rows"),
+        ("sft", "{", "line 1: not JSON"),
+        ("sft", '{"prompt": "a"}', "row 1: expected 'messages'"),
+        ("sft", '{"messages": [{"role": "user", "content": "a"}]}', "without a token that carries loss"),
+        ("dpo", '{"prompt": "a", "chosen": "b", "rejected": "b"}', "row 1: chosen and rejected are the same"),
+        ("dpo", '{"prompt": "a", "chosen": "b"}', "row 1: expected 'rejected'"),
+        ("kto", '{"prompt": "a", "completion": "b", "label": "good"}', "row 1: label must be true or false"),
+        ("grpo", '{"prompt": "a"}', "learns from episodes"),
+        ("sftt", '{"prompt": "a"}', "nearest is 'sft'"),
+    ],
+)
+def test_rows_that_cannot_be_used(
+    objective: str, text: str, message: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(text)
+    arguments = ["train", objective, "--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--model", str(tiny_model)]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1, said
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_rows_that_are_too_long(tiny_model: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    encoder = Encoder(tokenizer, get_renderer(tokenizer))
+    rows = [{"prompt": "a b", "completion": " c" * n} for n in (2, 9)]
+    units = [encoder.unit(row, "single", n) for n, row in enumerate(rows, 1)]
+    with pytest.raises(DataError, match="row 2 has 12 tokens, more than max_length 8"):
+        limited(units, 8, "error")
+    kept, counts = limited(units, 8, "drop")
+    assert kept == [units[0]] and counts == {"dropped": 1, "truncated": 0, "without_labels": 0}
+    kept, counts = limited(units, 8, "truncate")
+    assert len(kept[1][0].token_ids) == 8 and kept[1][0].labels == 6 and counts["truncated"] == 1
+    with pytest.raises(DataError, match="no row is left"):
+        limited(units, 2, "truncate")
+
+
+def test_another_training_does_not_overwrite(tiny_model: Path, tmp_path: Path) -> None:
+    written(tmp_path, rows_for("sft"))
+    fit(settings(tiny_model, tmp_path, "sft"))
+    with pytest.raises(ConfigError, match="checkpoint of other settings"):
+        fit(settings(tiny_model, tmp_path, "sft", lr=1e-3))
+
+
+def test_other_files(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"text": "a"}, {"text": "b"}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert read_rows(tmp_path / "rows.parquet") == rows == read_rows(tmp_path / "rows.json")
+    with pytest.raises(DataError, match="does not exist"):
+        read_rows(tmp_path / "none.jsonl")
