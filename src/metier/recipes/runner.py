@@ -31,7 +31,7 @@ from metier.base.config import find_recipe, load_yaml
 from metier.base.errors import ConfigError, DiskFullError, RunLockedError
 from metier.base.executor import LocalExecutor
 from metier.base.ids import canonical_json, content_hash
-from metier.base.memory import keep_freed_memory
+from metier.base.memory import hand_back_freed_memory, keep_freed_memory
 from metier.recipes.context import Context
 from metier.recipes.settings import Recipe
 from metier.recipes.stages import run_stage
@@ -140,6 +140,7 @@ def _run(recipe: Recipe, base: Path, folder: Path, ledger: Ledger, listener: Lis
                     done = run_stage(context, stage)
                 context.finish(stage.name, done)
                 shutil.rmtree(folder / "state" / stage.name, ignore_errors=True)  # only of use while it trains
+                hand_back_freed_memory()
             if "report" in done:
                 report = folder / str(done["report"])
         return RunResult(run_id, folder, report)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from metier.base.clock import monotonic, now
 from metier.base.errors import DataError
 from metier.base.ids import derive_id
+from metier.base.memory import hand_back_freed_memory
 from metier.base.seeds import rng_for
 from metier.evaluate.suites import evaluate, summary
 from metier.feedback.rewards import RewardPolicy, success
@@ -219,6 +220,7 @@ class _Saver:
         """Save when it is time to."""
         if monotonic() - self.last >= self.context.recipe.save_seconds:
             save_state(self.trainer, self.folder)
+            hand_back_freed_memory()
             self.last = monotonic()
 
 
