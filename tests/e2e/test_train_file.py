@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from metier.base.errors import ConfigError, DataError
 from metier.cli import main
 from metier.models.hub import load_model, load_tokenizer
 from metier.models.renderer import get_renderer
+from metier.records.types import Message
 from metier.train.data import Encoder, limited, read_rows
 from metier.train.fit import FitSettings, fit
 from metier.train.score import score
@@ -76,6 +78,45 @@ def test_what_is_better_becomes_likelier(objective: str, tiny_model: Path, tmp_p
         return sums[:, 0] - sums[:, 1]
 
     assert float((leads(after) > leads(before)).float().mean()) == 1.0
+
+
+def test_a_reward_model_prefers_what_people_preferred(tiny_model: Path, tmp_path: Path) -> None:
+    written(tmp_path, rows_for("dpo"))
+    result = fit(settings(tiny_model, tmp_path, "reward", epochs=8, heads=2))
+    tokenizer = AutoTokenizer.from_pretrained(result["out"])
+    scorer = AutoModelForSequenceClassification.from_pretrained(result["out"]).eval()
+    assert scorer.config.pad_token_id != tokenizer.eos_token_id  # the end of a turn is scored, not passed over
+    renderer = get_renderer(load_tokenizer(str(tiny_model)))
+    leads = []
+    for row in rows_for("dpo"):
+        better, worse = (
+            renderer.render([Message.from_openai(m) for m in [*row["prompt"], *row[side]]]).token_ids
+            for side in ("chosen", "rejected")
+        )
+        with torch.no_grad():
+            scores = [scorer(torch.tensor([ids])).logits.mean() for ids in (better, worse)]
+        leads.append(float(scores[0] - scores[1]))
+    assert min(leads) > 0
+
+
+def test_a_process_reward_model_tells_right_steps(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Price of {w}?", "completions": [f"{w} is food.", f"{n} dollars."], "labels": [True, False]}
+        for n, w in enumerate(WORDS)
+    ]
+    written(tmp_path, rows)
+    result = fit(settings(tiny_model, tmp_path, "process_reward", epochs=10))
+    noted = json.loads((Path(result["out"]) / "metier.json").read_text())
+    assert noted["metrics"]["accuracy"] == 1.0 and noted["metrics"]["right"] == 0.5
+
+
+def test_distillation_from_a_file(tiny_model: Path, tmp_path: Path) -> None:
+    written(tmp_path, rows_for("sft"))
+    result = fit(settings(tiny_model, tmp_path, "distill", teacher=str(tiny_model)))
+    noted = json.loads((Path(result["out"]) / "metier.json").read_text())
+    assert abs(noted["metrics"]["divergence"]) < 1e-5  # a model is its own best student
+    with pytest.raises(ConfigError, match="needs a teacher"):
+        fit(settings(tiny_model, tmp_path, "distill", out=str(tmp_path / "other")))
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:

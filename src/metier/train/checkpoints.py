@@ -58,7 +58,8 @@ def save_model(
             tokenizer.save_pretrained(partial)
         finally:
             tokenizer.chat_template = kept
-        model.generation_config.save_pretrained(partial)
+        if getattr(model, "generation_config", None) is not None:  # models that score have none
+            model.generation_config.save_pretrained(partial)
         digest = weights_hash(partial)
         _write_json(partial / "metier.json", {**manifest, "weights_hash": digest})
     return digest

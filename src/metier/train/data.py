@@ -5,6 +5,7 @@
     {"messages": [...], "tools": [...]}                    the assistant's turns are learned
     {"prompt": ..., "chosen": ..., "rejected": ...}        pairs; without `prompt`, what both sides share is it
     {"prompt": ..., "completion": ..., "label": true}      single answers, good or bad
+    {"prompt": ..., "completions": [...], "labels": [...]} an answer in steps, each right or wrong
 
 `prompt`, `completion`, `chosen` and `rejected` are text, or lists of messages. Messages go
 through the renderer, so tools, tool results and the end of a turn are treated as
@@ -33,7 +34,9 @@ from metier.train.packing import Example
 
 __all__ = ["Encoder", "TooLong", "limited", "read_rows"]
 
+Kind = Literal["single", "pair", "judged", "steps", "episode"]
 TooLong = Literal["error", "drop", "truncate"]
+_AFTER = 0  # a token id that stands behind the last scored token; no model reads it
 
 
 def read_rows(path: str | Path) -> list[Mapping[str, Any]]:
@@ -118,15 +121,20 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
 
-    def unit(self, row: Mapping[str, Any], kind: Literal["single", "pair", "judged"], number: int) -> list[Example]:
+    def unit(self, row: Mapping[str, Any], kind: Kind, number: int, *, scored: bool = False) -> list[Example]:
         """The examples of one row: one, or the better and the worse side of a pair.
 
-        Raises `DataError` naming the row and what it lacks.
+        Where examples are to be `scored`, their only label stands after their last token, so
+        that the score is read off that token. Raises `DataError` naming the row and what it
+        lacks.
         """
         where = f"row {number}"
         try:
             if kind == "pair":
-                return self._pair(row, where)
+                sides = self._pair(row, where)
+                return [_scored_at_end(side) for side in sides] if scored else sides
+            if kind == "steps":
+                return [replace(self._steps(row), key=where)]
             if kind == "judged":
                 label = _needed(row, "label")
                 if label not in (True, False, 0, 1):
@@ -167,6 +175,23 @@ class Encoder:
             )
             for side, target, name in ((better, 1.0, "chosen"), (worse, 0.0, "rejected"))
         ]
+
+    def _steps(self, row: Mapping[str, Any]) -> Example:
+        """An answer in steps, each with a label after its last token."""
+        steps, labels = _needed(row, "completions"), _needed(row, "labels")
+        if not isinstance(steps, list) or not isinstance(labels, list) or len(steps) != len(labels) or not steps:
+            raise DataError("completions and labels must be lists of the same length, one label for each step")
+        ids = list(self._text(_needed(row, "prompt"), first=True))
+        ends = []
+        for number, step in enumerate(steps):
+            ids.extend(self._text(("\n" if number else "") + step if isinstance(step, str) else step))
+            ends.append(len(ids))
+        mask = [0] * (len(ids) + 1)
+        for end in ends:
+            mask[end] = 1
+        if sum(mask) != len(steps) or mask[0]:
+            raise DataError("a step, or the prompt, is empty")
+        return Example((*ids, _AFTER), tuple(mask), advantage=tuple(float(bool(label)) for label in labels))
 
     def _answer(self, prompt: Any, answer: Any, row: Mapping[str, Any]) -> Example:
         """A prompt, and an answer that is learned."""
@@ -211,6 +236,11 @@ class Encoder:
     def _end(self) -> tuple[int, ...]:
         end = self.tokenizer.eos_token_id
         return () if end is None else (int(end),)
+
+
+def _scored_at_end(example: Example) -> Example:
+    n = len(example.token_ids)
+    return replace(example, token_ids=(*example.token_ids, _AFTER), loss_mask=(0,) * n + (1,))
 
 
 def _needed(row: Mapping[str, Any], key: str) -> Any:

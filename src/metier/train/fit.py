@@ -21,19 +21,21 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from metier.base.clock import monotonic
 from metier.base.config import Settings
 from metier.base.errors import ConfigError, DataError
 from metier.base.ids import content_hash
 from metier.base.seeds import rng_for
-from metier.models.hub import load_model, load_tokenizer
+from metier.models.hub import load_model, load_scorer, load_tokenizer
 from metier.models.renderer import get_renderer
 from metier.records.events import EventLog, Listener
 from metier.train.checkpoints import load_state, save_model, save_state
 from metier.train.data import Encoder, TooLong, limited, read_rows
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.preferences import kto_point
+from metier.train.objectives.protocol import Objective
 from metier.train.objectives.registry import get_objective
 from metier.train.packing import Example
 from metier.train.score import score
@@ -52,6 +54,8 @@ class FitSettings(Settings):
     data: str
     out: str
     options: dict[str, Any] = {}  # of the objective
+    teacher: str | None = None  # for distill: a model with the same tokenizer
+    heads: Positive = 1  # for reward and process_reward: an ensemble of so many
     renderer: Literal["auto", "chatml", "template"] = "auto"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     seed: int = 0
@@ -88,9 +92,16 @@ def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str,
     tokenizer = load_tokenizer(settings.model)
     renderer = get_renderer(tokenizer, settings.renderer)
     encoder = Encoder(tokenizer, renderer)
-    made = [encoder.unit(row, objective.rows, number) for number, row in enumerate(rows, 1)]
+    scored = objective.output == "scores"
+    made = [encoder.unit(row, objective.rows, number, scored=scored) for number, row in enumerate(rows, 1)]
     units, counts = limited(made, settings.max_length, settings.too_long)
-    model = load_model(settings.model, dtype=getattr(torch, settings.dtype))
+    dtype = getattr(torch, settings.dtype)
+    teacher = _teacher(settings, objective, tokenizer)
+    if scored:
+        torch.manual_seed(settings.seed)  # the new head is random
+        model = load_scorer(settings.model, heads=settings.heads, dtype=dtype)
+    else:
+        model = load_model(settings.model, dtype=dtype)
     per_epoch = math.ceil(len(units) / settings.batch)
     steps = min(per_epoch * settings.epochs, settings.max_steps or per_epoch * settings.epochs)
     with EventLog(out, [on_event] if on_event else []) as log:
@@ -117,6 +128,7 @@ def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str,
                 token_budget=settings.token_budget,
             ),
             objective,
+            teacher=teacher,
         )
         if load_state(trainer, out / "state") is not None:
             log.emit(STAGE, "note", text=f"continues after step {trainer.step_number}")
@@ -163,7 +175,25 @@ def _done(out: Path, settings: FitSettings) -> dict[str, Any] | None:
     return {**kept, "rows": noted["rows"], **noted["left_out"]}
 
 
-def _with_reference(model: Any, units: Sequence[Sequence[Example]], settings: FitSettings) -> list[list[Example]]:
+def _teacher(
+    settings: FitSettings, objective: Objective, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel | None:
+    """The teacher where the objective has one. Raises `ConfigError` where it, or the same tokenizer, is missing."""
+    if objective.output != "divergence":
+        if settings.teacher is not None:
+            raise ConfigError(f"objective {settings.objective!r} takes no teacher")
+        return None
+    if settings.teacher is None:
+        raise ConfigError(f"objective {settings.objective!r} needs a teacher; set teacher to a model of the same tokenizer")
+    if load_tokenizer(settings.teacher).get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"{settings.teacher!r} and {settings.model!r} have different tokenizers; a student learns word by word "
+            "from a teacher of its own tokenizer only"
+        )
+    return load_model(settings.teacher, dtype=getattr(torch, settings.dtype))
+
+
+def _with_reference(model: PreTrainedModel, units: Sequence[Sequence[Example]], settings: FitSettings) -> list[list[Example]]:
     """The same units with the log-probabilities of the model as it is now."""
     flat = [example for unit in units for example in unit]
     found = iter(score(model, flat, token_budget=settings.token_budget))

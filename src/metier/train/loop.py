@@ -11,17 +11,20 @@ import math
 from collections.abc import Sequence
 from typing import Annotated
 
+import torch
 from pydantic import Field
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from metier.base.clock import monotonic
 from metier.base.config import Settings
 from metier.base.errors import DataError
 from metier.models.attention import hidden_states, use_layouts
+from metier.models.divergence import token_divergence
 from metier.models.logprobs import token_logprobs
 from metier.train.objectives.protocol import Objective
 from metier.train.optimizer import DivergedError, Masters, Schedule, schedule
-from metier.train.packing import Example, pack, split_micro
+from metier.train.packing import Example, Packed, pack, split_micro
 
 __all__ = ["TrainSettings", "Trainer"]
 
@@ -43,8 +46,21 @@ class TrainSettings(Settings):
 class Trainer:
     """A model under training. The model's own tensors are updated in place."""
 
-    def __init__(self, model: PreTrainedModel, settings: TrainSettings, objective: Objective) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: TrainSettings,
+        objective: Objective,
+        *,
+        teacher: PreTrainedModel | None = None,
+    ) -> None:
+        """`teacher` is for objectives that learn from divergences; it must share the tokenizer."""
+        if (objective.output == "divergence") != (teacher is not None):
+            raise DataError(f"objective {objective.name!r} {'takes no' if teacher is not None else 'needs a'} teacher")
+        if objective.output == "scores" and not hasattr(model, "score"):
+            raise DataError(f"objective {objective.name!r} needs a model with a score head; load it by `load_scorer`")
         self.model = use_layouts(model)
+        self.teacher = None if teacher is None else use_layouts(teacher)
         self.settings = settings
         self.objective = objective
         self.masters = Masters(
@@ -94,15 +110,13 @@ class Trainer:
             )
         denominator = self.objective.denominator(loss_tokens=loss_tokens, examples=len(examples))
         heads = self.model.config.get_text_config().num_attention_heads
-        head_VE = self.model.get_output_embeddings().weight
         loss_sum, packed_tokens = 0.0, 0
         sums: dict[str, float] = {}
         self.masters.discard()
         for micro in split_micro(useful, self.settings.token_budget):
             batch = pack(micro, heads=heads, device=self.model.device)
-            hidden_TE = hidden_states(self.model, batch.input_ids_T, batch.position_ids_T, batch.layout)
-            logprobs_M, entropy_M = token_logprobs(hidden_TE.index_select(0, batch.source_M), head_VE, batch.targets_M)
-            loss, metrics = self.objective.loss(logprobs_M, entropy_M, batch, denominator=denominator)
+            values_M, entropy_M = self._values(batch)
+            loss, metrics = self.objective.loss(values_M, entropy_M, batch, denominator=denominator)
             loss.backward()
             self.masters.accumulate()
             loss_sum += float(loss.detach())
@@ -117,3 +131,25 @@ class Trainer:
             "packed_tokens": float(packed_tokens),
             "loss_tokens": float(loss_tokens),
         }
+
+    def _values(self, batch: Packed) -> tuple[Tensor, Tensor]:
+        """What the objective learns from at each label, and the entropies where they are at hand."""
+        hidden_TE = hidden_states(self.model, batch.input_ids_T, batch.position_ids_T, batch.layout)
+        hidden_ME = hidden_TE.index_select(0, batch.source_M)
+        if self.objective.output == "scores":
+            scores_MK = hidden_ME.float() @ self.model.score.weight.float().T  # type: ignore[union-attr, operator]
+            return scores_MK, scores_MK.new_zeros(len(scores_MK))
+        head_VE = self.model.get_output_embeddings().weight
+        if self.teacher is None:
+            return token_logprobs(hidden_ME, head_VE, batch.targets_M)
+        with torch.no_grad():
+            taught_TF = hidden_states(self.teacher, batch.input_ids_T, batch.position_ids_T, batch.layout)
+        divergence_M = token_divergence(
+            hidden_ME,
+            head_VE,
+            taught_TF.index_select(0, batch.source_M),
+            self.teacher.get_output_embeddings().weight,
+            beta=self.objective.beta,  # type: ignore[attr-defined]
+            temperature=self.objective.temperature,  # type: ignore[attr-defined]
+        )
+        return divergence_M, torch.zeros_like(divergence_M.detach())

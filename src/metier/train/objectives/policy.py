@@ -58,6 +58,7 @@ class PolicyGradient:
     """
 
     rows: ClassVar[Literal["episode"]] = "episode"
+    output: ClassVar[Literal["logprobs"]] = "logprobs"
     needs_reference: ClassVar[bool] = False  # where it has one, the stage that samples provides it
     name: str = "policy"
     ratio: Literal["token", "sequence"] = "token"

@@ -86,6 +86,7 @@ class Dpo:
 
     name: ClassVar[str] = "dpo"
     rows: ClassVar[Literal["pair"]] = "pair"
+    output: ClassVar[Literal["logprobs"]] = "logprobs"
     needs_reference: ClassVar[bool] = True
     kind: Literal["sigmoid", "robust", "hinge", "ipo"] = "sigmoid"
     beta: float = 0.1
@@ -164,6 +165,7 @@ class Simpo:
 
     name: ClassVar[str] = "simpo"
     rows: ClassVar[Literal["pair"]] = "pair"
+    output: ClassVar[Literal["logprobs"]] = "logprobs"
     needs_reference: ClassVar[bool] = False
     beta: float = 2.0
     gamma: float = 1.0
@@ -199,6 +201,7 @@ class Orpo:
 
     name: ClassVar[str] = "orpo"
     rows: ClassVar[Literal["pair"]] = "pair"
+    output: ClassVar[Literal["logprobs"]] = "logprobs"
     needs_reference: ClassVar[bool] = False
     lam: float = 0.1
 
@@ -237,6 +240,7 @@ class Kto:
 
     name: ClassVar[str] = "kto"
     rows: ClassVar[Literal["judged"]] = "judged"
+    output: ClassVar[Literal["logprobs"]] = "logprobs"
     needs_reference: ClassVar[bool] = True
     beta: float = 0.1
     good_weight: float = 1.0

@@ -17,7 +17,8 @@ __all__ = ["Objective"]
 class Objective(Protocol):
     """Makes a loss; holds settings and no state."""
 
-    rows: ClassVar[Literal["single", "pair", "judged", "episode"]]  # what it learns from, see `metier.train.data`
+    rows: ClassVar[Literal["single", "pair", "judged", "steps", "episode"]]  # what it learns from, see `metier.train.data`
+    output: ClassVar[Literal["logprobs", "scores", "divergence"]]  # what the model gives it at each label
     needs_reference: ClassVar[bool]  # whether files need the starting model's log-probabilities
 
     @property
@@ -30,9 +31,12 @@ class Objective(Protocol):
         ...
 
     def loss(
-        self, policy_logprobs_M: Tensor, entropy_M: Tensor, batch: Packed, *, denominator: float
+        self, values_M: Tensor, entropy_M: Tensor, batch: Packed, /, *, denominator: float
     ) -> tuple[Tensor, dict[str, float]]:
         """The micro-batch's share of the step's loss, and metrics as sums over its labels.
+
+        The values are `output`: log-probabilities of the labels, divergences from a teacher,
+        or scores of shape (M, heads).
 
         Shares and sums of several micro-batches may be added; `labels` in the metrics is
         the number of labels, by which the other sums become means.

@@ -24,6 +24,9 @@ __all__ = ["get_objective", "names", "register"]
 
 GROUP = "metier.objectives"
 BUILT_IN = {
+    "distill": "metier.train.objectives.distill:Distill",
+    "process_reward": "metier.train.objectives.reward:ProcessReward",
+    "reward": "metier.train.objectives.reward:Reward",
     "dpo": "metier.train.objectives.preferences:Dpo",
     "kto": "metier.train.objectives.preferences:Kto",
     "orpo": "metier.train.objectives.preferences:Orpo",

@@ -30,6 +30,7 @@ class Sft:
 
     name: ClassVar[str] = "sft"
     rows: ClassVar[Literal["single"]] = "single"
+    output: ClassVar[Literal["logprobs"]] = "logprobs"
     needs_reference: ClassVar[bool] = False
 
     def denominator(self, *, loss_tokens: int, examples: int) -> float:
