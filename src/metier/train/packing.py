@@ -104,11 +104,11 @@ def pack(examples: Sequence[Example], *, heads: int, device: torch.device | str 
     ids: list[int] = []
     known: dict[tuple[int | None, tuple[int, ...]], int] = {}
     sources, targets, labels_of = [], [], []
-    for example in examples:
+    for example, segments in zip(examples, _branches(examples), strict=True):
         parent: int | None = None
         depth = 0
         place = []
-        for segment in _segments(example):
+        for segment in segments:
             number = known.get((parent, segment))
             if number is None:
                 number = known[parent, segment] = len(spans)
@@ -195,6 +195,37 @@ def split_micro(examples: Sequence[Example], token_budget: int) -> list[list[Exa
         present.update(spans)
         used += cost
     return micro
+
+
+def _branches(examples: Sequence[Example]) -> list[list[tuple[int, ...]]]:
+    """The segments of each example, joined where all examples that hold the one go on with the same other.
+
+    What is never shared apart is computed in one span: few long spans cost less than many short ones.
+    """
+    numbers: dict[tuple[int | None, tuple[int, ...]], int] = {}
+    followed: dict[int, set[int | None]] = {}  # span -> what comes after it; None where an example ends
+    paths: list[list[tuple[int, tuple[int, ...]]]] = []
+    for example in examples:
+        path: list[tuple[int, tuple[int, ...]]] = []
+        for segment in _segments(example):
+            before = path[-1][0] if path else None
+            number = numbers.setdefault((before, segment), len(numbers))
+            if before is not None:
+                followed.setdefault(before, set()).add(number)
+            path.append((number, segment))
+        if path:
+            followed.setdefault(path[-1][0], set()).add(None)
+        paths.append(path)
+    joined: list[list[tuple[int, ...]]] = []
+    for path in paths:
+        segments: list[tuple[int, ...]] = []
+        for place, (_, segment) in enumerate(path):
+            if place and len(followed[path[place - 1][0]]) == 1:
+                segments[-1] += segment
+            else:
+                segments.append(segment)
+        joined.append(segments)
+    return joined
 
 
 def _segments(example: Example) -> Iterator[tuple[int, ...]]:

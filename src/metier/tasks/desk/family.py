@@ -7,9 +7,8 @@
     changed_policy  policy values that training never had, and every task turns on them
     unseen_desk     desks of another trade
 
-Tasks come in blocks that hold each kind of work equally often (`demo` more of what takes
-several turns, which is harder to learn), each drawn from its own place under the seed, so
-a longer list begins with the shorter one. Twins of a decline
+Tasks come in blocks that hold each kind of work equally often, each drawn from its own
+place under the seed, so a longer list begins with the shorter one. Twins of a decline
 stay next to each other; where `n` would cut them apart, the last place goes to the next
 single task instead.
 """
@@ -32,7 +31,6 @@ __all__ = ["KINDS", "DeskFamily"]
 
 KINDS = ("lookup", "act", "several", "ask", "decline", "answer", "handover")
 _FULL = ("lookup", "act", "several", "ask", "answer", "handover") * 2 + ("decline",)  # a decline makes two tasks
-_TAUGHT = ("lookup", "several", "ask") * 3 + ("act",) * 2 + ("answer", "handover", "decline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class _Split:
 
 
 _SPLITS = {
-    "demo": _Split(TRAIN_DESKS, "demo", held=False, block=_TAUGHT),
+    "demo": _Split(TRAIN_DESKS, "demo", held=False),
     "train": _Split(TRAIN_DESKS, "rl", held=False),
     "heldout": _Split(TRAIN_DESKS, "heldout"),
     "unseen_tool": _Split(TRAIN_DESKS, "heldout", extra=True, block=("act", "several", "ask")),
@@ -66,7 +64,7 @@ class DeskFamily:
         return tuple(_SPLITS)
 
     def tasks(self, split: str, n: int, seed: int) -> list[Task]:
-        """`n` different tasks of a split, in blocks of all kinds of work."""
+        """`n` different tasks of a split, all kinds of work equally often."""
         if split not in _SPLITS:
             raise DataError(f"the desk has no split {split!r}; it has {', '.join(_SPLITS)}")
         if n < 0:
