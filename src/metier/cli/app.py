@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from metier.cli.doctor import doctor
 from metier.cli.report import report
 from metier.cli.run import run
 from metier.cli.runs import runs_app
@@ -18,6 +19,8 @@ from metier.cli.train import train
 __all__ = ["app"]
 
 LOOP = "Loop: tasks, episodes, feedback, training, evaluation, report"
+
+MACHINE = "This machine"
 
 app = typer.Typer(
     name="metier",
@@ -49,4 +52,5 @@ def _root(
 app.command("run", rich_help_panel=LOOP)(run)
 app.command("train", rich_help_panel=LOOP)(train)
 app.command("report", rich_help_panel=LOOP)(report)
+app.command("doctor", rich_help_panel=MACHINE)(doctor)
 app.add_typer(runs_app, name="runs", rich_help_panel=LOOP)

@@ -8,15 +8,18 @@ read, before anything is computed.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from metier.base.config import Settings, did_you_mean
 from metier.records.types import Sampling, Stage
+from metier.train.objectives.policy import ADVANTAGES
+from metier.train.objectives.registry import get_objective
 
 __all__ = [
     "BASE",
+    "REJECTION",
     "Demonstrate",
     "Evaluate",
     "ModelSettings",
@@ -29,6 +32,7 @@ __all__ = [
     "TaskSettings",
 ]
 
+REJECTION = "rejection"
 BASE = "base"
 
 Positive = Annotated[int, Field(gt=0)]
@@ -122,7 +126,9 @@ class Rl(Settings):
     name: str
     of: str
     split: str
-    method: Literal["grpo", "rejection"] = "grpo"  # rejection: SFT on the episodes that succeeded
+    method: str = "grpo"  # a policy gradient's name, or rejection: SFT on the episodes that succeeded
+    options: dict[str, Any] = {}  # of the policy gradient
+    advantage: Literal["group", "group_unscaled", "leave_one_out", "batch"] | None = None  # the method's unless told
     steps: Positive
     tasks: Positive = 8  # per step
     group: Positive = 8  # episodes per task
@@ -131,7 +137,6 @@ class Rl(Settings):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: Annotated[int, Field(ge=0)] = 0
     reward: RewardSettings = RewardSettings()
-    scale_advantage: bool = True  # divide by the group's standard deviation
     sampling: SamplingSettings = SamplingSettings()
     token_budget: Positive = 1600
     eval_every: Annotated[int, Field(ge=0)] = 0  # steps between small evaluations; 0 is never
@@ -140,9 +145,24 @@ class Rl(Settings):
 
     @model_validator(mode="after")
     def _siblings(self) -> Rl:
-        if self.method == "grpo" and self.group < 2:
-            raise ValueError("grpo compares siblings: 'group' must be at least 2")
+        known = [*(name for name, advantage in ADVANTAGES.items() if advantage != "gae"), REJECTION]
+        if self.method not in known:
+            raise ValueError(
+                f"there is no method {self.method!r}{did_you_mean(self.method, known)} Known: {', '.join(known)}"
+            )
+        if self.method == REJECTION:
+            if self.options or self.advantage:
+                raise ValueError("rejection takes neither options nor advantage")
+            return self
+        get_objective(self.method, **self.options)
+        if self.advantage_kind != "batch" and self.group < 2:
+            raise ValueError(f"{self.method} compares siblings: 'group' must be at least 2")
         return self
+
+    @property
+    def advantage_kind(self) -> str:
+        """The advantage that is used."""
+        return self.advantage or ADVANTAGES[self.method]
 
 
 class Report(Settings):

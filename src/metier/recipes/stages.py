@@ -15,6 +15,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from transformers import PreTrainedModel
+
 from metier.base.clock import monotonic, now
 from metier.base.errors import DataError
 from metier.base.ids import derive_id
@@ -24,7 +26,7 @@ from metier.evaluate.suites import evaluate, summary
 from metier.feedback.rewards import RewardPolicy, success
 from metier.feedback.verify import verify_episodes
 from metier.recipes.context import Context
-from metier.recipes.settings import Demonstrate, Evaluate, Report, Rl, Sft, StageSettings
+from metier.recipes.settings import REJECTION, Demonstrate, Evaluate, Report, Rl, Sft, StageSettings
 from metier.records.types import (
     Checkpoint,
     DatasetManifest,
@@ -41,11 +43,12 @@ from metier.records.types import (
 from metier.report.collect import collect
 from metier.report.page import render, write
 from metier.rollout.episodes import Plan, environment_for, plan_id, run_episodes
-from metier.train.advantages import group_advantages
+from metier.train.advantages import advantages
 from metier.train.checkpoints import load_state, save_model, save_state
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.registry import get_objective
 from metier.train.packing import Example
+from metier.train.score import score
 
 __all__ = ["run_stage"]
 
@@ -338,15 +341,20 @@ def _rl(context: Context, settings: Rl) -> Mapping[str, Any]:
             steps=settings.steps,
             token_budget=settings.token_budget,
         ),
-        get_objective("grpo", normaliser="token") if settings.method == "grpo" else get_objective("sft"),
+        get_objective("sft") if settings.method == REJECTION else get_objective(settings.method, **settings.options),
     )
     context.release()
+    reference = None
+    if settings.options.get("kl", "none") != "none":
+        reference = context.load(settings.of)  # a copy of its own, which stays as it is
+        context.release()
     saver = _Saver(context, settings.name, trainer)
     saver.resume()
     metrics: dict[str, float] = {}
     while trainer.step_number < settings.steps:
         step = trainer.step_number
-        metrics = _rl_step(context, settings, trainer, step, tasks[step * settings.tasks : (step + 1) * settings.tasks])
+        chosen = tasks[step * settings.tasks : (step + 1) * settings.tasks]
+        metrics = _rl_step(context, settings, trainer, step, chosen, reference)
         context.emit(settings.name, "step", step=step + 1, steps=settings.steps, **metrics)
         if settings.eval_every and (step + 1) % settings.eval_every == 0 and step + 1 < settings.steps:
             _look(context, settings, trainer, step + 1)
@@ -357,7 +365,14 @@ def _rl(context: Context, settings: Rl) -> Mapping[str, Any]:
     return {"checkpoint": context.checkpoint_id(settings.name), "weights_hash": weights_hash, "steps": settings.steps}
 
 
-def _rl_step(context: Context, settings: Rl, trainer: Trainer, step: int, tasks: Sequence[Task]) -> dict[str, float]:
+def _rl_step(
+    context: Context,
+    settings: Rl,
+    trainer: Trainer,
+    step: int,
+    tasks: Sequence[Task],
+    reference: PreTrainedModel | None,
+) -> dict[str, float]:
     """Sample, verify and learn once. A step without any signal leaves the weights as they are."""
     began = monotonic()
     plans = []
@@ -399,6 +414,11 @@ def _rl_step(context: Context, settings: Rl, trainer: Trainer, step: int, tasks:
     policy = RewardPolicy(success=settings.reward.success, partial=settings.reward.partial)
     rewards = [policy.reward(about.get(e.id, [])) for e in episodes]
     examples, flat = _examples(context, settings, tasks, episodes, rewards, about)
+    if reference is not None:
+        found = score(reference, examples, token_budget=settings.token_budget)
+        examples = [replace(e, reference_logprobs=p) for e, p in zip(examples, found, strict=True)]
+    lengths = sorted(e.cost.completion_tokens for e in episodes)
+    ranked = sorted(r for r in rewards if r is not None)
     scored = [r for r in rewards if r is not None]
     won = [float(v == 1.0) for v in (success(about.get(e.id, [])) for e in episodes) if v is not None]
     metrics: dict[str, float] = {
@@ -409,7 +429,9 @@ def _rl_step(context: Context, settings: Rl, trainer: Trainer, step: int, tasks:
         "unscored": len(episodes) - len(scored),
         "groups": len(tasks),
         "groups_without_variance": flat,
-        "completion_tokens_mean": statistics.fmean(e.cost.completion_tokens for e in episodes),
+        "completion_tokens_mean": statistics.fmean(lengths),
+        **{f"completion_tokens_p{q}": float(_percentile(lengths, q)) for q in (10, 50, 90)},
+        **{f"reward_p{q}": _percentile(ranked, q) for q in (10, 50, 90) if ranked},
         "sample_seconds": sampled - began,
         "sample_tokens_per_s": sum(e.cost.completion_tokens for e in episodes) / max(sampled - began, 1e-9),
     }
@@ -419,6 +441,11 @@ def _rl_step(context: Context, settings: Rl, trainer: Trainer, step: int, tasks:
         trainer.skip()
     metrics["train_seconds"] = monotonic() - sampled
     return metrics
+
+
+def _percentile(ranked: Sequence[float], percent: int) -> float:
+    """The nearest-rank percentile of sorted values."""
+    return ranked[max(0, math.ceil(percent / 100 * len(ranked)) - 1)]
 
 
 def _examples(
@@ -431,12 +458,13 @@ def _examples(
 ) -> tuple[list[Example], int]:
     """What is trained on, and the number of groups whose rewards are all equal."""
     examples, flat = [], 0
-    for place, task in enumerate(tasks):
+    rewards_GN = [rewards[n * settings.group : (n + 1) * settings.group] for n in range(len(tasks))]
+    kind = "group" if settings.method == REJECTION else settings.advantage_kind
+    for place, (task, found) in enumerate(zip(tasks, advantages(kind, rewards_GN), strict=True)):
         part = slice(place * settings.group, (place + 1) * settings.group)
         cuts = _cuts(context, task)
-        advantages = group_advantages(rewards[part], scale=settings.scale_advantage)
-        flat += not any(advantages)
-        for episode, advantage in zip(episodes[part], advantages, strict=True):
+        flat += len({r for r in rewards[part] if r is not None}) < 2
+        for episode, advantage in zip(episodes[part], found, strict=True):
             made = Example(
                 token_ids=episode.token_ids,
                 loss_mask=episode.loss_mask,
@@ -448,7 +476,7 @@ def _examples(
                 key=episode.id,
             )
             wins = success(about.get(episode.id, [])) == 1.0
-            if wins if settings.method == "rejection" else advantage:
+            if wins if settings.method == REJECTION else advantage:
                 examples.append(made)
     return examples, flat
 
@@ -481,7 +509,7 @@ def _rl_dataset(context: Context, settings: Rl) -> str:
     feedback = context.ledger.feedback(run_id=context.run_id, about=[e.id for e in episodes])
     manifest = DatasetManifest(
         id=derive_id("data", context.run_id, settings.name),
-        kind="rl" if settings.method == "grpo" else "demonstrations",
+        kind="demonstrations" if settings.method == REJECTION else "rl",
         name=settings.name,
         run_id=context.run_id,
         stage=settings.name,

@@ -6,9 +6,9 @@ An unscored episode is not a zero: it stays None and takes no part in its group'
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-__all__ = ["batch_advantages", "gae", "group_advantages", "kl_penalty", "leave_one_out", "overlong_penalty"]
+__all__ = ["advantages", "batch_advantages", "gae", "group_advantages", "kl_penalty", "leave_one_out", "overlong_penalty"]
 
 
 def group_advantages(rewards_G: Sequence[float | None], *, scale: bool) -> list[float | None]:
@@ -25,6 +25,22 @@ def group_advantages(rewards_G: Sequence[float | None], *, scale: bool) -> list[
     mean = math.fsum(scored) / len(scored)
     spread = math.sqrt(math.fsum((r - mean) ** 2 for r in scored) / len(scored)) if scale else 1.0
     return [None if r is None else (r - mean) / spread for r in rewards_G]
+
+
+def advantages(kind: str, rewards_GN: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
+    """Advantages of all episodes of a step, given by group, by the kind's name.
+
+    `group`, `group_unscaled`, `leave_one_out` look at one group each, `batch` at all of them.
+    """
+    if kind == "batch":
+        flat = iter(batch_advantages([r for group in rewards_GN for r in group]))
+        return [[next(flat) for _ in group] for group in rewards_GN]
+    one: dict[str, Callable[[Sequence[float | None]], list[float | None]]] = {
+        "group": lambda rewards: group_advantages(rewards, scale=True),
+        "group_unscaled": lambda rewards: group_advantages(rewards, scale=False),
+        "leave_one_out": leave_one_out,
+    }
+    return [one[kind](rewards) for rewards in rewards_GN]
 
 
 def leave_one_out(rewards_G: Sequence[float | None]) -> list[float | None]:

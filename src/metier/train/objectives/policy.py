@@ -20,7 +20,7 @@ from torch import Tensor
 from metier.base.errors import ConfigError, DataError
 from metier.train.packing import Packed
 
-__all__ = ["PRESETS", "PolicyGradient"]
+__all__ = ["ADVANTAGES", "PRESETS", "PolicyGradient"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ class PolicyGradient:
 
 
 # What the names stand for, as they are used today: without a KL term, which `kl` and
-# `kl_coef` add. The advantage that belongs to each stands in `metier.train.advantages`.
+# `kl_coef` add.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "grpo": {"normaliser": "sequence"},
     "dr_grpo": {"normaliser": "constant"},
@@ -186,3 +186,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "ppo": {"normaliser": "token"},
 }
 
+# The advantage (`metier.train.advantages`) that belongs to each name.
+ADVANTAGES: Mapping[str, str] = {
+    **dict.fromkeys(("grpo", "dapo", "gspo", "cispo"), "group"),
+    "dr_grpo": "group_unscaled",
+    "rloo": "leave_one_out",
+    "reinforce_pp": "batch",
+    "ppo": "gae",
+}
