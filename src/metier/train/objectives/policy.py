@@ -27,7 +27,7 @@ __all__ = ["ADVANTAGES", "PRESETS", "PolicyGradient"]
 class PolicyGradient:
     """Policy gradient with the choices below.
 
-    L = (1/N) sum_t c_t w_t [ -S(r_t, A_t) + kl_coef K(d_t) ]
+    L = (1/N) sum_t w_t [ -c_t S(r_t, A_t) + kl_coef K(d_t) ]
 
     Symbols: p_t the policy's, o_t the policy's at the time of sampling ("old"), q_t the
     sampler's and f_t the reference's probability of sampled token t; A_t its advantage, w_t
@@ -124,7 +124,7 @@ class PolicyGradient:
             if self.clip == "ppo":
                 clipped_M = bounded_M * advantage_M < gain_M
                 gain_M = torch.minimum(gain_M, bounded_M * advantage_M)
-        cost_M = -gain_M
+        cost_M = -correction_M * gain_M
         if self.kl != "none":
             if bool(batch.reference_logprobs_M.isnan().any()):
                 raise DataError(f"{self.name} with kl {self.kl!r} needs Example.reference_logprobs of every label")
@@ -132,7 +132,7 @@ class PolicyGradient:
             k3_M = torch.expm1(drift_M) - drift_M
             cost_M = cost_M + self.kl_coef * (k3_M if self.kl == "k3" else drift_M.square() / 2)
             sums["reference_kl"] = float(k3_M.detach().sum())
-        share_M = correction_M * batch.weight_M
+        share_M = batch.weight_M
         if self.normaliser == "sequence":
             share_M = share_M / torch.bincount(batch.example_M)[batch.example_M]
         return (share_M * cost_M).sum() / denominator, {
