@@ -310,7 +310,8 @@ def _order(items: Sequence[T], shared: Callable[[T], Hashable], block: int, rng:
     """A shuffle that keeps up to `block` items that share a system prompt together.
 
     A shared system prompt is computed once per batch, so blocks of one prompt cost less
-    than a full shuffle; the blocks themselves come in random order.
+    than a full shuffle; the blocks themselves come in random order. What is left over of
+    each prompt comes last, so that batches of a block's size hold whole blocks.
     """
     sharing: dict[Hashable, list[T]] = {}
     for item in items:
@@ -320,6 +321,7 @@ def _order(items: Sequence[T], shared: Callable[[T], Hashable], block: int, rng:
         rng.shuffle(siblings)
         blocks.extend(siblings[i : i + block] for i in range(0, len(siblings), block))
     rng.shuffle(blocks)
+    blocks.sort(key=lambda some: len(some) < block)
     return [item for some in blocks for item in some]
 
 
