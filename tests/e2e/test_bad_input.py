@@ -123,10 +123,10 @@ def test_another_recipe_in_the_same_folder(here: Path, capsys: Captured) -> None
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
+    """A file system of 32 MB."""
     place = tmp_path / "small"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(place)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "none", str(place)], capture_output=True)
     if mounted.returncode != 0:
         pytest.skip("needs the right to mount a tmpfs: run as root")
     yield place
@@ -140,7 +140,7 @@ def test_a_full_disk_loses_nothing_that_was_written(
     recipe += "  - {kind: demonstrate, name: shown, split: demo, n: 2}\n  - {kind: sft, name: sft, data: shown}\n"
     folder = small_disk / "mine"
     ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(3_400_000))
+    ballast.write_bytes(bytes(31 << 20))
     said = refused(capsys, recipe, "--folder", str(folder))
     assert str(small_disk) in said
     assert "free some space" in said.lower()

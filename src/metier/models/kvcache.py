@@ -5,7 +5,7 @@ once and kept apart; its own keys and values lie in a slot. Active rows always f
 0 to R - 1, so reading the cache needs no copy. One forward pass may extend some rows by
 one token (decoding) and others by many (what a user or a tool said): each kind is a part.
 
-Shape legend: R rows, L slot length in use, N tokens by which the rows of a part grow,
+Shape legend: R rows, L room of a slot, N tokens by which the rows of a part grow,
 T = tokens of the pass, P prefix tokens, H, K, Q, D as in `metier.models.attention`.
 """
 
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 __all__ = ["ExtendLayout", "KVCache", "PrefixLayout"]
 
-_GROW = 64  # slots grow by this many tokens
+_GROW = 32  # slots grow by this many tokens
 
 
 class KVCache:
@@ -77,6 +77,11 @@ class KVCache:
                     store.append(wider)
         self._capacity = capacity
 
+    @property
+    def capacity(self) -> int:
+        """Tokens for which every slot has room."""
+        return self._capacity
+
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer, (rows, K, capacity, D)."""
         return self._keys[layer], self._values[layer]
@@ -123,7 +128,6 @@ class _Part:
     rows: Tensor | slice  # slots
     tokens_RN: Tensor  # indices into the T tokens of the pass, padded with the row's last
     keep_T: Tensor  # flat indices into (R, N) that are real
-    length: int  # L: longest own length after this pass
     bias_RNL: Tensor  # -inf where a token must not see an own one, else 0
     shared: _Shared | None  # None where no row has a prefix
 
@@ -190,13 +194,13 @@ class ExtendLayout:
             tokens.append([start + i for i in steps])
             keep.extend(number * widest + i for i in range(n))
             seen.append([max(0, cache.lengths[row] - n + i) for i in steps])
-        length = max(cache.lengths[row] for row in by_row)
-        hidden = torch.arange(length, device=device) > torch.tensor(seen, device=device)[..., None]
+        # All of the slots' room is read, not only what is in use: a product takes a dense tensor
+        # as it lies and would copy a slice of one first.
+        hidden = torch.arange(cache.capacity, device=device) > torch.tensor(seen, device=device)[..., None]
         return _Part(
             rows=slice(0, last + 1) if dense else torch.tensor(rows, device=device),
             tokens_RN=torch.tensor(tokens, device=device),
             keep_T=torch.tensor(keep, device=device),
-            length=length,
             bias_RNL=_bias(hidden, cache.dtype),
             shared=self._shared(rows),
         )
@@ -241,7 +245,7 @@ class ExtendLayout:
         r, n = part.tokens_RN.shape
         h, _, d = query_HTD.shape
         k, q = self.cache.key_heads, h // self.cache.key_heads
-        own_key, own_value = keys[part.rows, :, : part.length], values[part.rows, :, : part.length]
+        own_key, own_value = keys[part.rows], values[part.rows]
         query = query_HTD.index_select(1, part.tokens_RN.reshape(-1)) * scale
         query = query.view(k, q, r, n, d).permute(2, 0, 1, 3, 4).reshape(r, k, q * n, d)
         scores = torch.matmul(query, own_key.transpose(-1, -2))  # R K QN L

@@ -185,7 +185,7 @@ class Recipe(Settings):
     plugins: tuple[str, ...] = ()  # Python files that register tools and verifiers
     tracker: str = "none"  # "tensorboard" also writes TensorBoard files
     threads: Positive | None = None  # of torch; its own choice unless told
-    save_seconds: Annotated[float, Field(ge=0)] = 40.0  # at most this much work is lost to a crash
+    save_seconds: Annotated[float, Field(ge=0)] = 60.0  # a crash loses this much work, or one step
     stages: tuple[StageSettings, ...]
 
     @model_validator(mode="after")

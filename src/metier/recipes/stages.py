@@ -206,12 +206,12 @@ def _cuts(context: Context, task: Task) -> tuple[int, ...]:
 
 
 class _Saver:
-    """Keeps the trainer's state every so many seconds of work."""
+    """Keeps the trainer's state before another step would put too much work at risk."""
 
     def __init__(self, context: Context, stage: str, trainer: Trainer) -> None:
         self.context, self.trainer = context, trainer
         self.folder = context.folder / "state" / stage
-        self.last = monotonic()
+        self.saved = self.stepped = monotonic()
 
     def resume(self) -> None:
         """Go on from the newest whole state, where there is one."""
@@ -220,11 +220,12 @@ class _Saver:
             self.context.emit(stage, "note", text=f"continues after step {self.trainer.step_number}")
 
     def after_step(self) -> None:
-        """Save when it is time to."""
-        if monotonic() - self.last >= self.context.recipe.save_seconds:
+        """Save where one more step as long as this one would lose more than `save_seconds` to a crash."""
+        step, self.stepped = monotonic() - self.stepped, monotonic()
+        if self.stepped - self.saved + step >= self.context.recipe.save_seconds:
             save_state(self.trainer, self.folder)
             hand_back_freed_memory()
-            self.last = monotonic()
+            self.saved = self.stepped = monotonic()
 
 
 def _publish(context: Context, stage: Sft | Rl, trainer: Trainer, dataset: str, metrics: Mapping[str, float]) -> str:

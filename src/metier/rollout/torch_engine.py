@@ -138,7 +138,7 @@ class TorchEngine:
         buckets = _buckets(weights).sum(-1)
         normaliser = buckets.sum(-1)
         if sampling.temperature == 0.0:
-            words = logits.argmax(-1)
+            words = _likeliest(logits)
         else:
             if sampling.temperature != 1.0 or sampling.top_p < 1.0 or sampling.top_k > 0:
                 weights = _truncate(torch.softmax(logits.float() / sampling.temperature, -1), sampling)
@@ -155,6 +155,16 @@ def _buckets(weights_RV: Tensor) -> Tensor:
     rest = -weights_RV.shape[1] % _CHUNK
     padded = torch.nn.functional.pad(weights_RV, (0, rest)) if rest else weights_RV
     return padded.view(weights_RV.shape[0], -1, _CHUNK)
+
+
+def _likeliest(logits_RV: Tensor) -> Tensor:
+    """The word of the highest logit: first its bucket, then the word, which is far quicker than one argmax."""
+    rest = -logits_RV.shape[1] % _CHUNK
+    padded = torch.nn.functional.pad(logits_RV, (0, rest), value=float("-inf")) if rest else logits_RV
+    buckets = padded.view(logits_RV.shape[0], -1, _CHUNK)
+    bucket = buckets.amax(-1).argmax(-1)
+    inner = buckets[torch.arange(len(bucket), device=bucket.device), bucket]
+    return bucket * _CHUNK + inner.argmax(-1)
 
 
 def _truncate(probabilities_RV: Tensor, sampling: Sampling) -> Tensor:

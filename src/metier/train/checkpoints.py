@@ -184,9 +184,8 @@ def _disk_full(error: BaseException) -> bool:
     full = (errno.ENOSPC, errno.EDQUOT)
     if isinstance(error, OSError):
         return error.errno in full
-    return isinstance(error, SafetensorError) and any(
-        f"os error {code})" in str(error) or os.strerror(code) in str(error) for code in full
-    )
+    # safetensors and tokenizers (which raises a bare Exception) have only words for it
+    return any(f"os error {code})" in str(error) or os.strerror(code) in str(error) for code in full)
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

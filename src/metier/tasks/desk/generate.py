@@ -29,20 +29,11 @@ _CONDUCT = (
     "Find records by number or name; ask if a detail is missing. Decline what the policy forbids. Hand over complaints,"
     " injuries, legal threats, wishes for a person and anything else beyond your tools."
 )
-_ASK_ID = (
-    "What is the {noun} number?",
-    "Which {noun} is it? I need the number.",
-    "Could you give me the {noun} number?",
-)
-_HANDED = (
-    "I've passed this on to a colleague, who will contact you.",
-    "A colleague will take care of this and get back to you.",
-    "I'm handing this to my team; someone will be in touch.",
-)  # fmt: skip
-_SORRY = (
-    "I'm sorry to hear that. A colleague will contact you soon.", "I'm sorry about this. I've passed it to my team.",
-    "I'm very sorry. A colleague will get back to you.",
-)  # fmt: skip
+# The oracle puts one thing in one way only: wording that varies without a reason would
+# have to be learned first and then not be relied upon.
+_ASK_ID = "What is the {noun} number?"
+_HANDED = "I've passed this on to a colleague, who will contact you."
+_SORRY = "I'm sorry to hear that. A colleague will contact you soon."
 
 Side = Literal["forbidden", "allowed"]
 Step = dict[str, Any]
@@ -207,7 +198,7 @@ class Maker:
         if act.param and choice > 0.6:
             by = self._by()
             text = self._message(core, number, by, withhold=True)
-            steps = [_tell(self._question(act.questions)), *self._doing(act, number, value, by)]
+            steps = [_tell(self._question(act.question)), *self._doing(act, number, value, by)]
             script = self._script("value", number, value, act)
         else:
             slots = {"ref": self._bare(number), "value": value}
@@ -236,7 +227,7 @@ class Maker:
         for _ in range(self.rng.randint(3, 5)):
             self._record({})
         place, text = self._own(fact.asks)
-        told = self.rng.choice(fact.answers).format(**self.variant.values)
+        told = fact.answer.format(**self.variant.values)
         checks = {
             "facts": [[spelling.format(**self.variant.values) for spelling in fact.accept]],
             "forbidden_facts": self._other_facts(fact),
@@ -253,7 +244,7 @@ class Maker:
         reason = self.rng.choice([*say.HANDOVERS, *(["urgent matter"] if self.desk.handovers else [])])
         lines = say.HANDOVERS.get(reason, self.desk.handovers)
         place, text = (self._own if lines is self.desk.handovers else self._general)(lines)
-        closing = self.rng.choice(_SORRY if reason in ("complaint", "injury", "urgent matter") else _HANDED)
+        closing = _SORRY if reason in ("complaint", "injury", "urgent matter") else _HANDED
         call: Step = {"call": "hand_over", "arguments": {"reason": reason}}
         checks = {"state": {"log": ["handed over"]}, "required_calls": [{"name": "hand_over"}], "max_calls": 2}
         name = f"hand.{reason}.a{place}"
@@ -277,8 +268,8 @@ class Maker:
             checks = {**self._state(act, number, value), "required_calls": [*looked, {"name": act.name}]}
         else:
             slots = {"id": number, "was": was, "limit": _shown(self.variant.values[act.rule.policy])}
-            call: Step = {"call": "decline", "arguments": {"reason": self.rng.choice(act.rule.reasons).format(**slots)}}
-            steps = [*look, call, _tell(self.rng.choice(act.rule.refusals).format(**slots))]
+            call: Step = {"call": "decline", "arguments": {"reason": act.rule.reason.format(**slots)}}
+            steps = [*look, call, _tell(act.rule.refusal.format(**slots))]
             checks = {"state": {"log": ["declined"]}, "required_calls": [*looked, {"name": "decline"}]}
         text = self._message(core, number, by, value)
         return self._task("decline", act.name, core.name, text, steps, checks, meta=meta)
@@ -399,13 +390,13 @@ class Maker:
         return [*([self._look(number, by)] if looks else []), self._do(act, number, value)]
 
     def _done(self, act: Act, number: str, value: str) -> str:
-        return self.rng.choice(act.done).format(id=number, value=value, item=self.db[number][self.desk.item])
+        return act.done.format(id=number, value=value, item=self.db[number][self.desk.item])
 
     def _answer(self, field: Field, number: str) -> str:
-        return self.rng.choice(field.answers).format(id=number, found=self.db[number][field.name])
+        return field.answer.format(id=number, found=self.db[number][field.name])
 
-    def _question(self, lines: Sequence[str]) -> str:
-        return self.rng.choice(lines).format(noun=self.desk.noun)
+    def _question(self, line: str) -> str:
+        return line.format(noun=self.desk.noun)
 
     # --- what the verifier wants ------------------------------------------------------
 
@@ -443,7 +434,7 @@ class Maker:
             if "{" + f.key + "}" in line
         }
         values += [f.accept[0].format(**self.variant.values) for f in self.desk.facts if f.key not in near]
-        told = " ".join([*fact.answers, *(line for line in self.desk.policy if "{" + fact.key + "}" in line)])
+        told = " ".join([fact.answer, *(line for line in self.desk.policy if "{" + fact.key + "}" in line)])
         told = told.format(**self.variant.values)
         return sorted({value for value in values if not names_fact(told, [value])})
 

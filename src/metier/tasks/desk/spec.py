@@ -98,7 +98,7 @@ class Field:
     only: tuple[str, tuple[str, ...]] | None = None  # held only where that field has one of those values
     asks: tuple[str, ...] = ()  # whole questions; empty: users never ask
     parts: tuple[str, ...] = ()  # embedded questions, e.g. "when {ref} arrives"
-    answers: tuple[str, ...] = ()  # the oracle's; {id}, {found}
+    answer: str = ""  # the oracle's; {id}, {found}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +108,8 @@ class Rule:
     field: str  # a field's name, or "value"
     test: Literal["in", "max", "below", "min"]
     policy: str  # key of the variant's value
-    reasons: tuple[str, ...]  # what the oracle writes into decline(); {was}, {limit}
-    refusals: tuple[str, ...]  # what it tells the user; {id}, {was}, {limit}
+    reason: str  # what the oracle writes into decline(); {was}, {limit}
+    refusal: str  # what it tells the user; {id}, {was}, {limit}
 
     def allows(self, was: str, policy: Mapping[str, Any]) -> bool:
         """Whether the policy allows the act for what the field (or the request) says."""
@@ -133,10 +133,10 @@ class Act:
     sets: Mapping[str, str]  # field -> a constant, "{value}" or "+1"
     parts: tuple[str, ...]  # what the user wants, after "please"
     asks: tuple[str, ...]  # whole requests
-    done: tuple[str, ...]  # the oracle's closing words; {id}, {value}, {item}
+    done: str  # the oracle's closing words; {id}, {value}, {item}
     param: str = ""  # the name of the value's parameter; empty: only the id
     values: Values | None = None
-    questions: tuple[str, ...] = ()  # how the oracle asks for the value
+    question: str = ""  # how the oracle asks for the value
     rule: Rule | None = None
     base: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what the record must be for it to make sense
 
@@ -148,7 +148,7 @@ class Fact:
     key: str  # of the variant's value
     asks: tuple[str, ...]
     accept: tuple[str, ...]  # spellings; {key} slots of the variant
-    answers: tuple[str, ...]
+    answer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
