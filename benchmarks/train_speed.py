@@ -146,7 +146,10 @@ def sft(rounds: int, folder: str) -> list[str]:
     found = alternate(rounds, {"metier": ours, "trl packed": theirs(True), "trl padded": theirs(False)})
     medians = {name: statistics.median(rates) for name, rates in found.items()}
     lines = [f"| SFT, {name} | {m:.0f} | {medians['metier'] / m:.1f} |" for name, m in medians.items()]
-    return [*lines, f"| SFT, share of the product rate ({rate / 1e9:.0f} GFLOP/s) | {statistics.median(shares[1:]):.0%} | |"]
+    return [
+        *lines,
+        f"| SFT, share of the product rate ({rate / 1e9:.0f} GFLOP/s) | {statistics.median(shares[1:]):.0%} | |",
+    ]
 
 
 def dpo(rounds: int, folder: str) -> list[str]:
@@ -208,8 +211,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in options.parts:
             lines += parts[name](options.rounds, folder)
-    cpu = next((x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), platform.processor())
-    lines += ["", f"SmolLM2-135M, bf16, {os.cpu_count()} cores ({cpu}), torch {torch.__version__}, {options.rounds} rounds."]
+    cpu = next(
+        (x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), platform.processor()
+    )
+    lines += [
+        "",
+        f"SmolLM2-135M, bf16, {os.cpu_count()} cores ({cpu}), torch {torch.__version__}, {options.rounds} rounds.",
+    ]
     options.out.write_text("\n".join(lines) + "\n")
     print("\n".join(lines), locate("smollm2"))
 

@@ -126,7 +126,9 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tiny_model: Path, tmp_pa
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def train(out: str) -> dict[str, Any]:
-        done = subprocess.run([*command, "--out", str(tmp_path / out)], capture_output=True, env=environment, check=True)
+        done = subprocess.run(
+            [*command, "--out", str(tmp_path / out)], capture_output=True, env=environment, check=True
+        )
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
@@ -171,7 +173,9 @@ def test_rows_of_every_type(tiny_model: Path) -> None:
     assert learned({"chosen": "say yes", "rejected": "say no"}, "pair") == ["yes<|im_end|>", "no<|im_end|>"]
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
     call = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}
-    said = learned({"messages": [talk[0], call, {"role": "tool", "tool_call_id": "1", "content": "r"}, talk[1]], "tools": [tool]})
+    said = learned(
+        {"messages": [talk[0], call, {"role": "tool", "tool_call_id": "1", "content": "r"}, talk[1]], "tools": [tool]}
+    )
     assert said[0].count("<tool_call>") == 1 and "r<" not in said[0]
 
 

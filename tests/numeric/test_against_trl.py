@@ -113,9 +113,7 @@ def test_dpo(
     wanted = theirs(peer, lambda: trainer.compute_loss(peer, dict(batch)))
     rows = rows_of(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
     half = len(rows) // 2
-    made = [
-        Example(ids, mask, unit=str(n % half), target=float(n < half)) for n, (ids, mask) in enumerate(rows)
-    ]
+    made = [Example(ids, mask, unit=str(n % half), target=float(n < half)) for n, (ids, mask) in enumerate(rows)]
     found = score(copy.deepcopy(reference), made)
     made = [_replace(e, reference_logprobs=p) for e, p in zip(made, found, strict=True)]
     same(ours(model, get_objective("dpo", kind=kind, beta=0.3, smoothing=smoothing), made), wanted)
@@ -142,7 +140,10 @@ def test_sft_packed_and_masked(models: tuple[Path, PreTrainedModel, PreTrainedMo
     )
     batch = next(iter(trainer.get_train_dataloader()))
     wanted = theirs(peer, lambda: trainer.compute_loss(peer, dict(batch)))
-    made = [Example(ids, mask) for ids, mask in rows_of(batch["input_ids"], batch["attention_mask"], batch["labels"] != -100)]
+    made = [
+        Example(ids, mask)
+        for ids, mask in rows_of(batch["input_ids"], batch["attention_mask"], batch["labels"] != -100)
+    ]
     same(ours(model, get_objective("sft"), made), wanted)
 
 

@@ -110,7 +110,11 @@ def ours(
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("objective", [Sft(), PolicyGradient(clip_low=0.3, cap=1.5), PolicyGradient(ratio="sequence", kl="k3", kl_coef=0.1)], ids=["sft", "token", "sequence"])
+@pytest.mark.parametrize(
+    "objective",
+    [Sft(), PolicyGradient(clip_low=0.3, cap=1.5), PolicyGradient(ratio="sequence", kl="k3", kl_coef=0.1)],
+    ids=["sft", "token", "sequence"],
+)
 @pytest.mark.parametrize("budget", [1, 45, 10_000])
 def test_the_gradient_is_that_of_each_example_alone(tied: bool, objective: Objective, budget: int) -> None:
     model, made = tiny(tied=tied), examples()

@@ -96,9 +96,7 @@ def test_cispo_by_hand() -> None:
     # every token keeps its gradient: dL/d ln p = -(15, -.5) / 2
     policy = logs(0.8, 0.1)
     objective = registry.get_objective("cispo")
-    loss, metrics = objective.loss(
-        policy, torch.zeros(2), both((1.0, 3.0, [0.1]), (1.0, -1.0, [0.2])), denominator=2.0
-    )
+    loss, metrics = objective.loss(policy, torch.zeros(2), both((1.0, 3.0, [0.1]), (1.0, -1.0, [0.2])), denominator=2.0)
     assert float(loss.detach()) == pytest.approx(-(15 * math.log(0.8) - 0.5 * math.log(0.1)) / 2)
     assert slope_of(loss, policy) == pytest.approx([-7.5, 0.25])
     assert metrics["clip_fraction"] == 1

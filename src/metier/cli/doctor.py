@@ -26,10 +26,14 @@ def doctor(
 
         checks = examine(device=device)
         if as_json:
-            print(json.dumps([{"name": c.name, "error": c.error, "limit": c.limit, "passed": c.passed} for c in checks]))
+            print(
+                json.dumps([{"name": c.name, "error": c.error, "limit": c.limit, "passed": c.passed} for c in checks])
+            )
         else:
             for check in checks:
-                print(f"{'ok    ' if check.passed else 'WRONG '} {check.name}: {check.error:.2g} (limit {check.limit:.2g})")
+                print(
+                    f"{'ok    ' if check.passed else 'WRONG '} {check.name}: {check.error:.2g} (limit {check.limit:.2g})"
+                )
         wrong = not all(check.passed for check in checks)
     else:
         from pathlib import Path

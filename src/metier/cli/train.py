@@ -12,12 +12,16 @@ __all__ = ["train"]
 
 def train(
     objective: Annotated[str, typer.Argument(help="sft, dpo, kto, orpo, simpo, or one of your own.")],
-    data: Annotated[str, typer.Option(help="Rows as JSONL, JSON or Parquet, in TRL's dataset types or OpenAI's chat format.")],
+    data: Annotated[
+        str, typer.Option(help="Rows as JSONL, JSON or Parquet, in TRL's dataset types or OpenAI's chat format.")
+    ],
     out: Annotated[str, typer.Option(help="The folder of the checkpoint.")],
     model: Annotated[str, typer.Option(help="A folder in Hugging Face layout, a hub id, or smollm2.")] = "smollm2",
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Another setting, e.g. lr=1e-5 or options.beta=0.2; may be repeated."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Another setting, e.g. lr=1e-5 or options.beta=0.2; may be repeated."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; progress goes to stderr.")] = False,
 ) -> None:

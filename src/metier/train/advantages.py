@@ -8,7 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-__all__ = ["advantages", "batch_advantages", "gae", "group_advantages", "kl_penalty", "leave_one_out", "overlong_penalty"]
+__all__ = [
+    "advantages",
+    "batch_advantages",
+    "gae",
+    "group_advantages",
+    "kl_penalty",
+    "leave_one_out",
+    "overlong_penalty",
+]
 
 
 def group_advantages(rewards_G: Sequence[float | None], *, scale: bool) -> list[float | None]:

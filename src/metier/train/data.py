@@ -30,11 +30,11 @@ from transformers import PreTrainedTokenizerBase
 from metier.base.errors import DataError
 from metier.models.renderer import Renderer
 from metier.records.types import Message, Tool
+from metier.train.objectives.protocol import Kind
 from metier.train.packing import Example
 
 __all__ = ["Encoder", "TooLong", "limited", "read_rows"]
 
-Kind = Literal["single", "pair", "judged", "steps", "episode"]
 TooLong = Literal["error", "drop", "truncate"]
 _AFTER = 0  # a token id that stands behind the last scored token; no model reads it
 
@@ -153,7 +153,9 @@ class Encoder:
             return Example(ids, (0, *(1,) * (len(ids) - 1)) if ids else ())
         if "prompt" in row and "completion" in row:
             return self._answer(row["prompt"], row["completion"], row)
-        raise DataError(f"expected 'messages', 'text', or 'prompt' and 'completion'; it has {', '.join(row) or 'nothing'}")
+        raise DataError(
+            f"expected 'messages', 'text', or 'prompt' and 'completion'; it has {', '.join(row) or 'nothing'}"
+        )
 
     def _pair(self, row: Mapping[str, Any], where: str) -> list[Example]:
         better, worse = _needed(row, "chosen"), _needed(row, "rejected")
@@ -207,7 +209,9 @@ class Encoder:
         head_ids = self.renderer.render(before, tools, prompt=True).token_ids
         n = len(head_ids)
         if rendered.token_ids[:n] != head_ids:
-            raise DataError("the chat template renders the prompt differently once it is answered; use another renderer")
+            raise DataError(
+                "the chat template renders the prompt differently once it is answered; use another renderer"
+            )
         mask = (0,) * n + rendered.loss_mask[n:]
         return Example(rendered.token_ids, mask, cuts=tuple(sorted({rendered.prefix, n} - {0})))
 
@@ -274,12 +278,12 @@ def _tools(row: Mapping[str, Any]) -> tuple[Tool, ...]:
 def _shared_start(better: Any, worse: Any) -> tuple[Any, Any, Any]:
     """What both sides of a pair without a prompt begin with, and the rests."""
     if isinstance(better, str) and isinstance(worse, str):
-        n = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(better, worse)))
+        n = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(better, worse, strict=False)))
         n = better.rfind(" ", 0, n) + 1 if n < max(len(better), len(worse)) else n  # not inside a word
         return better[:n], better[n:], worse[n:]
     if not isinstance(better, list) or not isinstance(worse, list):
         raise DataError("chosen and rejected must both be text or both be lists of messages")
-    n = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(better, worse)))
+    n = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(better, worse, strict=False)))
     if n in (0, len(better), len(worse)):
         raise DataError("without a prompt, chosen and rejected must begin with the same messages and then differ")
     return better[:n], better[n:], worse[n:]

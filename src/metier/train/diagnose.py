@@ -66,7 +66,9 @@ def _entropy(values: Sequence[float]) -> list[Finding]:
         return []
     first, last = _ends(values)
     if last < 0.02 and last < first / 5:
-        text = f"entropy fell from {first:.3f} to {last:.3f} nats a token: the policy has stopped trying anything else; "
+        text = (
+            f"entropy fell from {first:.3f} to {last:.3f} nats a token: the policy has stopped trying anything else; "
+        )
         return [Finding("collapsed entropy", text + "lower lr, raise clip_high, or add a kl term")]
     return []
 
@@ -76,7 +78,9 @@ def _lengths(lengths: Sequence[float], success: Sequence[float]) -> list[Finding
         return []
     (short, long), (before, after) = _ends(lengths), _ends(success)
     if long > 1.5 * short and after <= before + 0.02:
-        text = f"episodes grew from {short:.0f} to {long:.0f} tokens while success went from {before:.0%} to {after:.0%}; "
+        text = (
+            f"episodes grew from {short:.0f} to {long:.0f} tokens while success went from {before:.0%} to {after:.0%}; "
+        )
         return [Finding("length hacking", text + "look at what the reward pays for length, or use normaliser constant")]
     return []
 

@@ -12,9 +12,10 @@ import random
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from metier.models.logprobs import token_logprobs
 from metier.records.types import Sampling
@@ -64,7 +65,8 @@ def _model(device: str, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
         initializer_range=0.2,
         tie_word_embeddings=True,
     )
-    return LlamaForCausalLM._from_config(config, attn_implementation="eager").to(device, dtype).eval()
+    model: LlamaForCausalLM = LlamaForCausalLM._from_config(config, attn_implementation="eager")
+    return _moved(model, device, dtype)
 
 
 def _examples() -> list[Example]:
@@ -90,7 +92,8 @@ def _plain(model: LlamaForCausalLM, example: Example) -> torch.Tensor:
     ids = torch.tensor(example.token_ids, device=model.device)
     logprobs = model(input_ids=ids[None]).logits[0, :-1].float().log_softmax(-1)
     chosen = logprobs.gather(1, ids[1:, None])[:, 0]
-    return chosen[torch.tensor(example.loss_mask[1:], device=model.device).bool()]
+    labelled: torch.Tensor = chosen[torch.tensor(example.loss_mask[1:], device=model.device).bool()]
+    return labelled
 
 
 def _gradient(model: LlamaForCausalLM) -> torch.Tensor:
@@ -117,7 +120,9 @@ def _sharing(device: str) -> Check:
     other = copy.deepcopy(model)
     (-torch.cat([_plain(model, e) for e in made]).mean()).backward()
     Trainer(other, TrainSettings(lr=1e-3, steps=1, token_budget=30), Sft()).gradient(made)
-    return Check("gradient of packed micro-batches against plain autograd", _error(_gradient(other), _gradient(model)), TOLERANCE)
+    return Check(
+        "gradient of packed micro-batches against plain autograd", _error(_gradient(other), _gradient(model)), TOLERANCE
+    )
 
 
 def _sampling(device: str) -> Check:
@@ -141,19 +146,19 @@ def _sampling(device: str) -> Check:
 def _bfloat16(device: str) -> Check:
     model, made = _model(device), _examples()
     wanted = torch.cat([_plain(model, e) for e in made]).detach()
-    found = torch.tensor([p for row in score(_copy(model, torch.bfloat16), made) for p in row])
+    found = torch.tensor([p for row in score(_moved(copy.deepcopy(model), device, torch.bfloat16), made) for p in row])
     return Check("log-probabilities in bfloat16 against float32", _error(found, wanted.cpu()), 0.05)
 
 
-def _copy(model: LlamaForCausalLM, dtype: torch.dtype) -> LlamaForCausalLM:
-    return copy.deepcopy(model).to(dtype)
+def _moved(model: PreTrainedModel, device: str, dtype: torch.dtype) -> Any:
+    return model.to(device, dtype).eval()  # type: ignore[arg-type]
 
 
 def _checkpoint(device: str) -> Check:
     model, (example, *_) = _model(device), _examples()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        read = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").to(device).eval()
+        read = _moved(AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager"), device, torch.float32)
         with torch.no_grad():
             error = _error(_plain(read, example), _plain(model, example))
     return Check("a saved model read back", error, 0.0)

@@ -53,7 +53,7 @@ class FitSettings(Settings):
     model: str = "smollm2"
     data: str
     out: str
-    options: dict[str, Any] = {}  # of the objective
+    options: dict[str, Any] = Field(default_factory=dict)  # of the objective
     teacher: str | None = None  # for distill: a model with the same tokenizer
     heads: Positive = 1  # for reward and process_reward: an ensemble of so many
     renderer: Literal["auto", "chatml", "template"] = "auto"
@@ -109,7 +109,9 @@ def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str,
         log.emit(STAGE, "stage_start")
         began = monotonic()
         if any(counts.values()):
-            log.emit(STAGE, "note", text=", ".join(f"{n} rows {what.replace('_', ' ')}" for what, n in counts.items() if n))
+            log.emit(
+                STAGE, "note", text=", ".join(f"{n} rows {what.replace('_', ' ')}" for what, n in counts.items() if n)
+            )
         strangers: list[Example] = []
         if objective.needs_reference:
             units = _with_reference(model, units, settings)
@@ -175,16 +177,16 @@ def _done(out: Path, settings: FitSettings) -> dict[str, Any] | None:
     return {**kept, "rows": noted["rows"], **noted["left_out"]}
 
 
-def _teacher(
-    settings: FitSettings, objective: Objective, tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedModel | None:
+def _teacher(settings: FitSettings, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
     """The teacher where the objective has one. Raises `ConfigError` where it, or the same tokenizer, is missing."""
     if objective.output != "divergence":
         if settings.teacher is not None:
             raise ConfigError(f"objective {settings.objective!r} takes no teacher")
         return None
     if settings.teacher is None:
-        raise ConfigError(f"objective {settings.objective!r} needs a teacher; set teacher to a model of the same tokenizer")
+        raise ConfigError(
+            f"objective {settings.objective!r} needs a teacher; set teacher to a model of the same tokenizer"
+        )
     if load_tokenizer(settings.teacher).get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
             f"{settings.teacher!r} and {settings.model!r} have different tokenizers; a student learns word by word "
@@ -193,7 +195,9 @@ def _teacher(
     return load_model(settings.teacher, dtype=getattr(torch, settings.dtype))
 
 
-def _with_reference(model: PreTrainedModel, units: Sequence[Sequence[Example]], settings: FitSettings) -> list[list[Example]]:
+def _with_reference(
+    model: PreTrainedModel, units: Sequence[Sequence[Example]], settings: FitSettings
+) -> list[list[Example]]:
     """The same units with the log-probabilities of the model as it is now."""
     flat = [example for unit in units for example in unit]
     found = iter(score(model, flat, token_budget=settings.token_budget))

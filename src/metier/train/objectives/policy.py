@@ -82,7 +82,9 @@ class PolicyGradient:
         }
         for setting, known in choices.items():
             if getattr(self, setting) not in known:
-                raise ConfigError(f"{self.name}: {setting} is one of {', '.join(known)}, got {getattr(self, setting)!r}")
+                raise ConfigError(
+                    f"{self.name}: {setting} is one of {', '.join(known)}, got {getattr(self, setting)!r}"
+                )
         if not 0 <= self.clip_low <= 1 or self.clip_high < 0:
             raise ConfigError(
                 f"{self.name}: clip_low lies in [0, 1] and clip_high is 0 or more, "

@@ -5,21 +5,34 @@ Shape legend: M labels (tokens that carry loss) of one micro-batch.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from metier.train.packing import Packed
 
-__all__ = ["Objective"]
+__all__ = ["Kind", "Objective"]
+
+Kind = Literal["single", "pair", "judged", "steps", "episode"]
 
 
 class Objective(Protocol):
     """Makes a loss; holds settings and no state."""
 
-    rows: ClassVar[Literal["single", "pair", "judged", "steps", "episode"]]  # what it learns from, see `metier.train.data`
-    output: ClassVar[Literal["logprobs", "scores", "divergence"]]  # what the model gives it at each label
-    needs_reference: ClassVar[bool]  # whether files need the starting model's log-probabilities
+    @property
+    def rows(self) -> Kind:
+        """What it learns from, see `metier.train.data`."""
+        ...
+
+    @property
+    def output(self) -> Literal["logprobs", "scores", "divergence"]:
+        """What the model gives it at each label."""
+        ...
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether files need the starting model's log-probabilities."""
+        ...
 
     @property
     def name(self) -> str:

@@ -61,7 +61,7 @@ class Reward:
     def loss(
         self, values_MK: Tensor, entropy_M: Tensor, batch: Packed, *, denominator: float
     ) -> tuple[Tensor, dict[str, float]]:
-        """See `Objective.loss`, the values being scores; metrics: margin, accuracy (of the mean head, ties left out)."""
+        """See `Objective.loss`, the values being scores; metrics: margin, accuracy (mean head, no ties)."""
         scores_BK = values_MK[_last_labels(batch)]
         drawn_B = batch.target_B == 0.5
         if bool(drawn_B.any()) and self.tie == 0:
@@ -132,9 +132,7 @@ class ProcessReward:
     ) -> tuple[Tensor, dict[str, float]]:
         """See `Objective.loss`, the values being scores; metrics: accuracy of the mean head, share of right steps."""
         right_M = batch.advantage_M.to(values_MK.dtype)
-        cost_MK = binary_cross_entropy_with_logits(
-            values_MK, right_M[:, None].expand_as(values_MK), reduction="none"
-        )
+        cost_MK = binary_cross_entropy_with_logits(values_MK, right_M[:, None].expand_as(values_MK), reduction="none")
         hit_M = (values_MK.detach().mean(-1) > 0) == (right_M > 0.5)
         return cost_MK.mean(-1).sum() / denominator, {
             "labels": float(len(right_M)),
