@@ -211,9 +211,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in options.parts:
             lines += parts[name](options.rounds, folder)
-    cpu = next(
-        (x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), platform.processor()
-    )
+    info = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), platform.processor())
     lines += [
         "",
         f"SmolLM2-135M, bf16, {os.cpu_count()} cores ({cpu}), torch {torch.__version__}, {options.rounds} rounds.",

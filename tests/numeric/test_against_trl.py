@@ -149,7 +149,11 @@ def test_sft_packed_and_masked(models: tuple[Path, PreTrainedModel, PreTrainedMo
 
 CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "grpo": ({"loss_type": "grpo"}, "grpo", {}),
-    "grpo with kl": ({"loss_type": "grpo", "beta": 0.2}, "grpo", {"kl": "k3", "kl_coef": 0.2}),
+    "grpo with kl": (
+        {"loss_type": "grpo", "beta": 0.2, "use_bias_correction_kl": False},
+        "grpo",
+        {"kl": "k3", "kl_coef": 0.2},
+    ),
     "dapo": ({"loss_type": "dapo", "epsilon_high": 0.28}, "dapo", {}),
     "dr_grpo": ({"loss_type": "dr_grpo", "max_completion_length": 32}, "dr_grpo", {"length": 32}),
     "cispo": ({"loss_type": "cispo", "epsilon_high": 5.0}, "cispo", {}),

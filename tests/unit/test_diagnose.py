@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from metier.train.diagnose import diagnose
+from metier.train.diagnose import WINDOW, diagnose
 
 STEPS = 12
 WELL: dict[str, Any] = {
@@ -43,7 +43,6 @@ def test_a_healthy_training_has_no_findings() -> None:
 @pytest.mark.parametrize(
     ("changed", "name"),
     [
-        ({"entropy": (0.5, 0.001)}, "collapsed entropy"),
         ({"completion_tokens_mean": (60.0, 150.0)}, "length hacking"),
         ({"groups_without_variance": 7}, "dead groups"),
         ({"ratio": (1.0, 3.0)}, "exploding ratio"),
@@ -57,6 +56,13 @@ def test_each_failure_is_named(changed: dict[str, Any], name: str) -> None:
     (finding,) = diagnose(steps(**changed))
     assert finding.name == name
     assert finding.text.count(";") == 1 or finding.name == "nothing learned"
+
+
+def test_a_collapse_is_named() -> None:
+    collapsed = steps()
+    for step in collapsed[-WINDOW:]:
+        step["entropy"] = 0.001
+    assert [f.name for f in diagnose(collapsed)] == ["collapsed entropy"]
 
 
 def test_a_jump_at_the_end_is_named() -> None:

@@ -58,7 +58,10 @@ def load_yaml(path: str | Path, model: type[M], overrides: Sequence[str] = ()) -
 
 
 def parse(model: type[M], data: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "") -> M:
-    """Check plain values, with `key.path=value` overrides, against `model`; `where` opens the message of the `ConfigError`."""
+    """Check plain values, with `key.path=value` overrides, against `model`.
+
+    `where` opens the message of the `ConfigError`.
+    """
     plain = dict(data)
     set_paths = [_apply(plain, override) for override in overrides]
     return _validate(model, plain, where, None, set_paths)

@@ -31,9 +31,8 @@ def doctor(
             )
         else:
             for check in checks:
-                print(
-                    f"{'ok    ' if check.passed else 'WRONG '} {check.name}: {check.error:.2g} (limit {check.limit:.2g})"
-                )
+                verdict = "ok    " if check.passed else "WRONG "
+                print(f"{verdict} {check.name}: {check.error:.2g} (limit {check.limit:.2g})")
         wrong = not all(check.passed for check in checks)
     else:
         from pathlib import Path

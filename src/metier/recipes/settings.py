@@ -127,7 +127,7 @@ class Rl(Settings):
     of: str
     split: str
     method: str = "grpo"  # a policy gradient's name, or rejection: SFT on the episodes that succeeded
-    options: dict[str, Any] = {}  # of the policy gradient
+    options: dict[str, Any] = Field(default_factory=dict)  # of the policy gradient
     advantage: Literal["group", "group_unscaled", "leave_one_out", "batch"] | None = None  # the method's unless told
     steps: Positive
     tasks: Positive = 8  # per step

@@ -66,7 +66,8 @@ def _model(device: str, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
         tie_word_embeddings=True,
     )
     model: LlamaForCausalLM = LlamaForCausalLM._from_config(config, attn_implementation="eager")
-    return _moved(model, device, dtype)
+    moved: LlamaForCausalLM = _moved(model, device, dtype)
+    return moved
 
 
 def _examples() -> list[Example]:
