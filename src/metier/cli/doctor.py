@@ -38,10 +38,10 @@ def doctor(
         from pathlib import Path
 
         from metier.base.errors import DataError
-        from metier.records.events import read, steps
+        from metier.records.events import FILE_NAME, read, steps
         from metier.train.diagnose import diagnose
 
-        if not (Path(folder) / "events.jsonl").is_file():
+        if not (Path(folder) / FILE_NAME).is_file():
             raise DataError(f"{folder} holds no event log; give the folder of a run, for instance runs/desk")
         events = read(folder)
         stages = list(dict.fromkeys(e["stage"] for e in events if e["event"] == "step"))

@@ -11,7 +11,7 @@ __all__ = ["train"]
 
 
 def train(
-    objective: Annotated[str, typer.Argument(help="sft, dpo, kto, orpo, simpo, or one of your own.")],
+    objective: Annotated[str, typer.Argument(help="sft, dpo, kto, orpo, simpo, reward, process_reward or distill.")],
     data: Annotated[
         str, typer.Option(help="Rows as JSONL, JSON or Parquet, in TRL's dataset types or OpenAI's chat format.")
     ],

@@ -46,10 +46,15 @@ class KVCache:
         """Tokens of a prefix; 0 for the empty one (-1)."""
         return 0 if prefix < 0 else self.prefixes[prefix][0][0].shape[1]
 
+    @property
+    def longest_prefix(self) -> int:
+        """Tokens of the longest prefix; there must be one."""
+        return max(self.prefix_length(prefix) for prefix in range(len(self.prefixes)))
+
     def stacked(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of all prefixes at one layer, (prefixes, K, P, D), short ones filled up with zeros."""
         if self._stacked_of != len(self.prefixes):
-            longest = max(self.prefix_length(prefix) for prefix in range(len(self.prefixes)))
+            longest = self.longest_prefix
             self._stacked = []
             for each in range(self.layers):
                 shape = (len(self.prefixes), self.key_heads, longest, self.head_size)
@@ -221,7 +226,7 @@ class ExtendLayout:
                 place[number] = g * widest + m
         filled = [groups[prefix] + [0] * (widest - len(groups[prefix])) for prefix in used]
         lengths = torch.tensor([cache.prefix_length(cache.prefix_of[row]) for row in rows], device=device)
-        longest = max(cache.prefix_length(prefix) for prefix in range(len(cache.prefixes)))
+        longest = cache.longest_prefix
         even = bool((lengths == longest).all())
         return _Shared(
             prefixes=slice(None) if len(used) == len(cache.prefixes) else torch.tensor(used, device=device),

@@ -16,6 +16,7 @@ from metier.base.config import Settings, did_you_mean
 from metier.records.types import Sampling, Stage
 from metier.train.objectives.policy import ADVANTAGES
 from metier.train.objectives.registry import get_objective
+from metier.train.optimizer import Schedule
 
 __all__ = [
     "BASE",
@@ -107,7 +108,7 @@ class Sft(Settings):
     batch: Positive = 32  # episodes per step
     block: Positive = 8  # episodes of one system prompt that stay together when data is shuffled
     max_steps: Positive | None = None
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup: Annotated[int, Field(ge=0)] = 5  # steps
     token_budget: Positive = 1600  # packed tokens of one micro-batch
 
@@ -134,7 +135,7 @@ class Rl(Settings):
     group: Positive = 8  # episodes per task
     block: Positive = 4  # tasks of one system prompt that stay together when tasks are shuffled
     lr: Rate = 3e-5
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     warmup: Annotated[int, Field(ge=0)] = 0
     reward: RewardSettings = RewardSettings()
     sampling: SamplingSettings = SamplingSettings()

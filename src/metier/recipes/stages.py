@@ -335,6 +335,7 @@ def _rl(context: Context, settings: Rl) -> Mapping[str, Any]:
         tasks = [tasks[i % len(tasks)] for i in range(settings.steps * settings.tasks)]
     context.refuse_overlap(tasks, f"stage {settings.name!r}")
     context.ledger.add_tasks(list({t.id: t for t in tasks}.values()))
+    objective = get_objective("sft" if settings.method == REJECTION else settings.method, **settings.options)
     trainer = Trainer(
         context.load(settings.of),
         TrainSettings(
@@ -344,11 +345,11 @@ def _rl(context: Context, settings: Rl) -> Mapping[str, Any]:
             steps=settings.steps,
             token_budget=settings.token_budget,
         ),
-        get_objective("sft") if settings.method == REJECTION else get_objective(settings.method, **settings.options),
+        objective,
     )
     context.release()
     reference = None
-    if settings.options.get("kl", "none") != "none":
+    if objective.needs_reference:
         reference = context.load(settings.of)  # a copy of its own, which stays as it is
         context.release()
     saver = _Saver(context, settings.name, trainer)
@@ -421,8 +422,7 @@ def _rl_step(
         found = score(reference, examples, token_budget=settings.token_budget)
         examples = [replace(e, reference_logprobs=p) for e, p in zip(examples, found, strict=True)]
     lengths = sorted(e.cost.completion_tokens for e in episodes)
-    ranked = sorted(r for r in rewards if r is not None)
-    scored = [r for r in rewards if r is not None]
+    scored = sorted(r for r in rewards if r is not None)
     won = [float(v == 1.0) for v in (success(about.get(e.id, [])) for e in episodes) if v is not None]
     metrics: dict[str, float] = {
         "reward": statistics.fmean(scored) if scored else math.nan,
@@ -434,9 +434,9 @@ def _rl_step(
         "groups_without_variance": flat,
         "completion_tokens_mean": statistics.fmean(lengths),
         **{f"completion_tokens_p{q}": float(_percentile(lengths, q)) for q in (10, 50, 90)},
-        **{f"reward_p{q}": _percentile(ranked, q) for q in (10, 50, 90) if ranked},
+        **{f"reward_p{q}": _percentile(scored, q) for q in (10, 50, 90) if scored},
         "sample_seconds": sampled - began,
-        "sample_tokens_per_s": sum(e.cost.completion_tokens for e in episodes) / max(sampled - began, 1e-9),
+        "sample_tokens_per_s": sum(lengths) / max(sampled - began, 1e-9),
     }
     if examples:
         metrics.update(trainer.step(examples))
@@ -461,13 +461,13 @@ def _examples(
 ) -> tuple[list[Example], int]:
     """What is trained on, and the number of groups whose rewards are all equal."""
     examples, flat = [], 0
-    rewards_GN = [rewards[n * settings.group : (n + 1) * settings.group] for n in range(len(tasks))]
+    parts = [slice(n * settings.group, (n + 1) * settings.group) for n in range(len(tasks))]
     kind = "group" if settings.method == REJECTION else settings.advantage_kind
-    for place, (task, found) in enumerate(zip(tasks, advantages(kind, rewards_GN), strict=True)):
-        part = slice(place * settings.group, (place + 1) * settings.group)
+    found = advantages(kind, [rewards[part] for part in parts])
+    for task, part, of_group in zip(tasks, parts, found, strict=True):
         cuts = _cuts(context, task)
         flat += len({r for r in rewards[part] if r is not None}) < 2
-        for episode, advantage in zip(episodes[part], found, strict=True):
+        for episode, advantage in zip(episodes[part], of_group, strict=True):
             made = Example(
                 token_ids=episode.token_ids,
                 loss_mask=episode.loss_mask,

@@ -151,6 +151,18 @@ class Tool:
             "function": {"name": self.name, "description": self.description, "parameters": dict(self.parameters)},
         }
 
+    @staticmethod
+    def from_openai(raw: Mapping[str, Any]) -> Tool:
+        """Read a tool in the OpenAI chat format, or its bare function. Raises `DataError` where it has no name."""
+        function = raw.get("function", raw) if isinstance(raw, Mapping) else {}
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise DataError("a tool has no name; expected the OpenAI form {'type', 'function'}")
+        return Tool(
+            name=function["name"],
+            description=str(function.get("description", "")),
+            parameters=function.get("parameters") or {"type": "object", "properties": {}},
+        )
+
 
 # --- tasks ---------------------------------------------------------------------------
 

@@ -150,18 +150,16 @@ class TorchEngine:
         return words.tolist(), logprobs.tolist()
 
 
-def _buckets(weights_RV: Tensor) -> Tensor:
-    """The words in buckets of equal size, the last one filled up with zeros; shape (R, buckets, size)."""
+def _buckets(weights_RV: Tensor, *, fill: float = 0.0) -> Tensor:
+    """The words in buckets of equal size, the last one filled up; shape (R, buckets, size)."""
     rest = -weights_RV.shape[1] % _CHUNK
-    padded = torch.nn.functional.pad(weights_RV, (0, rest)) if rest else weights_RV
+    padded = torch.nn.functional.pad(weights_RV, (0, rest), value=fill) if rest else weights_RV
     return padded.view(weights_RV.shape[0], -1, _CHUNK)
 
 
 def _likeliest(logits_RV: Tensor) -> Tensor:
     """The word of the highest logit: first its bucket, then the word, which is far quicker than one argmax."""
-    rest = -logits_RV.shape[1] % _CHUNK
-    padded = torch.nn.functional.pad(logits_RV, (0, rest), value=float("-inf")) if rest else logits_RV
-    buckets = padded.view(logits_RV.shape[0], -1, _CHUNK)
+    buckets = _buckets(logits_RV, fill=float("-inf"))
     bucket = buckets.amax(-1).argmax(-1)
     inner = buckets[torch.arange(len(bucket), device=bucket.device), bucket]
     return bucket * _CHUNK + inner.argmax(-1)

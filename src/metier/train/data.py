@@ -260,19 +260,7 @@ def _messages(raw: Any) -> list[Message]:
 
 
 def _tools(row: Mapping[str, Any]) -> tuple[Tool, ...]:
-    out = []
-    for number, raw in enumerate(row.get("tools") or ()):
-        function = raw.get("function", raw) if isinstance(raw, Mapping) else {}
-        if not isinstance(function.get("name"), str):
-            raise DataError(f"tool {number} has no name; expected the OpenAI form {{'type', 'function'}}")
-        out.append(
-            Tool(
-                name=function["name"],
-                description=str(function.get("description", "")),
-                parameters=function.get("parameters") or {"type": "object", "properties": {}},
-            )
-        )
-    return tuple(out)
+    return tuple(Tool.from_openai(raw) for raw in row.get("tools") or ())
 
 
 def _shared_start(better: Any, worse: Any) -> tuple[Any, Any, Any]:

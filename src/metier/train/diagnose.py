@@ -95,12 +95,12 @@ def _groups(steps: Sequence[Mapping[str, float]]) -> list[Finding]:
 
 def _ratio(ratio: Sequence[float], clipped: Sequence[float]) -> list[Finding]:
     if ratio and max(ratio) > 2:
-        text = f"the mean ratio of new to old probability reached {max(ratio):.1f}; "
-        return [Finding("exploding ratio", text + "take fewer updates from one sample, or lower lr")]
-    if clipped and statistics.fmean(clipped) > 0.4:
-        text = f"{statistics.fmean(clipped):.0%} of the tokens were clipped; "
-        return [Finding("exploding ratio", text + "take fewer updates from one sample, or lower lr")]
-    return []
+        seen = f"the mean ratio of new to old probability reached {max(ratio):.1f}"
+    elif clipped and statistics.fmean(clipped) > 0.4:
+        seen = f"{statistics.fmean(clipped):.0%} of the tokens were clipped"
+    else:
+        return []
+    return [Finding("exploding ratio", f"{seen}; take fewer updates from one sample, or lower lr")]
 
 
 def _mismatch(values: Sequence[float]) -> list[Finding]:

@@ -93,6 +93,19 @@ class Packed:
     tokens: int  # with shared prefixes counted once per example
     packed_tokens: int  # T
 
+    @property
+    def labels_B(self) -> Tensor:
+        """Labels of each example, 1 at least so that it can divide."""
+        return torch.bincount(self.example_M, minlength=self.examples).clamp(min=1)
+
+    def sums(self, values_M: Tensor) -> Tensor:
+        """Sums over each example's labels, shape (B,)."""
+        return values_M.new_zeros(self.examples).index_add(0, self.example_M, values_M)
+
+    def means(self, values_M: Tensor) -> Tensor:
+        """Means over each example's labels, shape (B,)."""
+        return self.sums(values_M) / self.labels_B
+
 
 def pack(examples: Sequence[Example], *, heads: int, device: torch.device | str = "cpu") -> Packed:
     """Lay examples out as a forest of spans; `heads` is the model's number of query heads.

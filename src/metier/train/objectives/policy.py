@@ -59,7 +59,6 @@ class PolicyGradient:
 
     rows: ClassVar[Literal["episode"]] = "episode"
     output: ClassVar[Literal["logprobs"]] = "logprobs"
-    needs_reference: ClassVar[bool] = False  # where it has one, the stage that samples provides it
     name: str = "policy"
     ratio: Literal["token", "sequence"] = "token"
     clip: Literal["ppo", "cispo", "none"] = "ppo"
@@ -95,8 +94,13 @@ class PolicyGradient:
                 f"{self.name}: cap and length must be 1 or more and kl_coef 0 or more, "
                 f"got {self.cap}, {self.length} and {self.kl_coef}"
             )
-        if (self.kl != "none") != (self.kl_coef > 0):
+        if self.needs_reference != (self.kl_coef > 0):
             raise ConfigError(f"{self.name}: kl and kl_coef go together, got {self.kl!r} and {self.kl_coef}")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether there is a KL term."""
+        return self.kl != "none"
 
     def denominator(self, *, loss_tokens: int, examples: int) -> float:
         """N: the step's labels, its episodes, or its episodes times `length`."""
@@ -127,7 +131,7 @@ class PolicyGradient:
                 clipped_M = bounded_M * advantage_M < gain_M
                 gain_M = torch.minimum(gain_M, bounded_M * advantage_M)
         cost_M = -correction_M * gain_M
-        if self.kl != "none":
+        if self.needs_reference:
             if bool(batch.reference_logprobs_M.isnan().any()):
                 raise DataError(f"{self.name} with kl {self.kl!r} needs Example.reference_logprobs of every label")
             drift_M = batch.reference_logprobs_M.to(fixed_M.dtype) - policy_logprobs_M
@@ -136,7 +140,7 @@ class PolicyGradient:
             sums["reference_kl"] = float(k3_M.detach().sum())
         share_M = batch.weight_M
         if self.normaliser == "sequence":
-            share_M = share_M / torch.bincount(batch.example_M)[batch.example_M]
+            share_M = share_M / batch.labels_B[batch.example_M]
         return (share_M * cost_M).sum() / denominator, {
             **sums,
             "labels": float(fixed_M.numel()),
@@ -148,9 +152,7 @@ class PolicyGradient:
     def _ratio(self, log_ratio_M: Tensor, batch: Packed) -> Tensor:
         if self.ratio == "token":
             return log_ratio_M.exp()
-        sums_B = log_ratio_M.new_zeros(batch.examples).index_add(0, batch.example_M, log_ratio_M)
-        lengths_B = torch.bincount(batch.example_M, minlength=batch.examples).clamp(min=1)
-        return (sums_B / lengths_B).exp()[batch.example_M]
+        return batch.means(log_ratio_M).exp()[batch.example_M]
 
     def _mend(self, old_M: Tensor, batch: Packed) -> tuple[Tensor, dict[str, float]]:
         """What mends a sampler that differs from the trainer, without gradient."""

@@ -24,33 +24,25 @@ from metier.train.packing import Packed
 __all__ = ["Dpo", "Kto", "Orpo", "Simpo", "kto_point"]
 
 
-def per_example(values_M: Tensor, batch: Packed) -> Tensor:
-    """Sums over each example's labels, shape (B,)."""
-    return values_M.new_zeros(batch.examples).index_add(0, batch.example_M, values_M)
-
-
-def lengths(batch: Packed) -> Tensor:
-    """Labels of each example, shape (B,), 1 at least."""
-    return torch.bincount(batch.example_M, minlength=batch.examples).clamp(min=1)
-
-
-def sides(batch: Packed, name: str) -> tuple[Tensor, Tensor]:
+def sides(batch: Packed, name: str, *, ties: bool = False) -> tuple[Tensor, Tensor]:
     """Indices of the better and of the worse example of each unit, both of shape (U,).
 
-    Raises `DataError` where a unit has not exactly one of each.
+    Where `ties` are allowed, both targets of a unit may be 0.5. Raises `DataError` for any
+    other unit.
     """
-    better = (batch.target_B > 0.5).nonzero()[:, 0]
-    worse = (batch.target_B <= 0.5).nonzero()[:, 0]
-    better = better[batch.unit_B[better].argsort(stable=True)]
-    worse = worse[batch.unit_B[worse].argsort(stable=True)]
-    if len(better) != len(worse) or bool((batch.unit_B[better] != batch.unit_B[worse]).any()):
-        raise DataError(
-            f"{name} compares pairs: each unit needs one example with target 1 and one with target 0, "
-            f"this batch has {len(better)} and {len(worse)}"
-        )
-    if len(better.unique()) != len(batch.unit_B.unique()) or len(batch.unit_B[better].unique()) != len(better):
-        raise DataError(f"{name} compares pairs: a unit holds more than two examples")
-    return better, worse
+    target_B = batch.target_B
+    order = torch.argsort(batch.unit_B * 2 + (target_B < 0.5).long(), stable=True)
+    sizes_U = torch.bincount(batch.unit_B)
+    if bool((sizes_U != 2).any()):
+        raise DataError(f"{name} compares pairs: each unit needs two examples, one here has {int(sizes_U.max())}")
+    first, second = order[0::2], order[1::2]
+    drawn_U, drawn_too_U = target_B[first] == 0.5, target_B[second] == 0.5
+    if ties and bool((drawn_U != drawn_too_U).any()):
+        raise DataError(f"{name}: a tie has target 0.5 on both sides")
+    decided_U = (target_B[first] > 0.5) & (target_B[second] <= 0.5)
+    if not bool((decided_U | (drawn_U & drawn_too_U) if ties else decided_U).all()):
+        raise DataError(f"{name} compares pairs: each unit needs one example with target 1 and one with target 0")
+    return first, second
 
 
 def reference_of(batch: Packed, name: str) -> Tensor:
@@ -60,8 +52,20 @@ def reference_of(batch: Packed, name: str) -> Tensor:
     return batch.reference_logprobs_M
 
 
+class _Pairwise:
+    """What objectives on pairs share."""
+
+    rows: ClassVar[Literal["pair"]] = "pair"
+    output: ClassVar[Literal["logprobs"]] = "logprobs"
+    needs_reference: ClassVar[bool] = False
+
+    def denominator(self, *, loss_tokens: int, examples: int) -> float:
+        """N, the pairs of the step."""
+        return examples / 2
+
+
 @dataclass(frozen=True, slots=True)
-class Dpo:
+class Dpo(_Pairwise):
     """Direct preference optimisation and its relatives.
 
     With h_y = sum_t ln(p_t / f_t) over the labels of side y and x = h_better - h_worse - margin / beta:
@@ -85,8 +89,6 @@ class Dpo:
     """
 
     name: ClassVar[str] = "dpo"
-    rows: ClassVar[Literal["pair"]] = "pair"
-    output: ClassVar[Literal["logprobs"]] = "logprobs"
     needs_reference: ClassVar[bool] = True
     kind: Literal["sigmoid", "robust", "hinge", "ipo"] = "sigmoid"
     beta: float = 0.1
@@ -104,19 +106,15 @@ class Dpo:
         if self.smoothing and self.kind in ("hinge", "ipo"):
             raise ConfigError(f"dpo: smoothing belongs to kinds sigmoid and robust, not to {self.kind}")
 
-    def denominator(self, *, loss_tokens: int, examples: int) -> float:
-        """N, the pairs of the step."""
-        return examples / 2
-
     def loss(
         self, policy_logprobs_M: Tensor, entropy_M: Tensor, batch: Packed, *, denominator: float
     ) -> tuple[Tensor, dict[str, float]]:
         """See `Objective.loss`; metrics (times labels per pair): margin, accuracy, better_reward, worse_reward."""
         better, worse = sides(batch, self.name)
         reference_M = reference_of(batch, self.name).to(policy_logprobs_M.dtype)
-        lead_B = per_example(policy_logprobs_M - reference_M, batch)
+        lead_B = batch.sums(policy_logprobs_M - reference_M)
         if self.kind == "ipo":
-            lead_B = lead_B / lengths(batch)
+            lead_B = lead_B / batch.labels_B
         x_U = lead_B[better] - lead_B[worse] - batch.margin_B[better].to(lead_B.dtype) / self.beta
         z_U = self.beta * x_U
         e = self.smoothing
@@ -130,7 +128,7 @@ class Dpo:
             loss_U = (x_U - 1 / (2 * self.beta)).square()
         total = loss_U.sum()
         if self.sft_coef:
-            total = total - self.sft_coef * (per_example(policy_logprobs_M, batch) / lengths(batch))[better].sum()
+            total = total - self.sft_coef * batch.means(policy_logprobs_M)[better].sum()
         return total / denominator, pair_metrics(policy_logprobs_M, entropy_M, lead_B * self.beta, better, worse)
 
 
@@ -153,7 +151,7 @@ def pair_metrics(
 
 
 @dataclass(frozen=True, slots=True)
-class Simpo:
+class Simpo(_Pairwise):
     """Preference optimisation without a reference, by mean log-probability.
 
     L = -ln s(beta (m_better - m_worse) - gamma), m = (1 / labels) sum_t ln p_t, N = pairs.
@@ -164,9 +162,6 @@ class Simpo:
     """
 
     name: ClassVar[str] = "simpo"
-    rows: ClassVar[Literal["pair"]] = "pair"
-    output: ClassVar[Literal["logprobs"]] = "logprobs"
-    needs_reference: ClassVar[bool] = False
     beta: float = 2.0
     gamma: float = 1.0
 
@@ -174,23 +169,19 @@ class Simpo:
         if self.beta <= 0 or self.gamma < 0:
             raise ConfigError(f"simpo: beta must be above 0 and gamma 0 or more, got {self.beta} and {self.gamma}")
 
-    def denominator(self, *, loss_tokens: int, examples: int) -> float:
-        """N, the pairs of the step."""
-        return examples / 2
-
     def loss(
         self, policy_logprobs_M: Tensor, entropy_M: Tensor, batch: Packed, *, denominator: float
     ) -> tuple[Tensor, dict[str, float]]:
         """See `Objective.loss`; metrics as `Dpo`'s."""
         better, worse = sides(batch, self.name)
-        mean_B = per_example(policy_logprobs_M, batch) / lengths(batch)
+        mean_B = batch.means(policy_logprobs_M)
         loss_U = -logsigmoid(self.beta * (mean_B[better] - mean_B[worse]) - self.gamma)
         metrics = pair_metrics(policy_logprobs_M, entropy_M, mean_B * self.beta, better, worse)
         return loss_U.sum() / denominator, metrics
 
 
 @dataclass(frozen=True, slots=True)
-class Orpo:
+class Orpo(_Pairwise):
     """SFT on the better side with a penalty on the odds of the worse one; no reference.
 
     L = -m_better - lam ln s(ln odds(better) - ln odds(worse)), odds = e^m / (1 - e^m), N = pairs.
@@ -200,25 +191,18 @@ class Orpo:
     """
 
     name: ClassVar[str] = "orpo"
-    rows: ClassVar[Literal["pair"]] = "pair"
-    output: ClassVar[Literal["logprobs"]] = "logprobs"
-    needs_reference: ClassVar[bool] = False
     lam: float = 0.1
 
     def __post_init__(self) -> None:
         if self.lam < 0:
             raise ConfigError(f"orpo: lam must be 0 or more, got {self.lam}")
 
-    def denominator(self, *, loss_tokens: int, examples: int) -> float:
-        """N, the pairs of the step."""
-        return examples / 2
-
     def loss(
         self, policy_logprobs_M: Tensor, entropy_M: Tensor, batch: Packed, *, denominator: float
     ) -> tuple[Tensor, dict[str, float]]:
         """See `Objective.loss`; metrics as `Dpo`'s, rewards being lam times m."""
         better, worse = sides(batch, self.name)
-        mean_B = (per_example(policy_logprobs_M, batch) / lengths(batch)).clamp(max=-1e-6)  # e^m below 1
+        mean_B = batch.means(policy_logprobs_M).clamp(max=-1e-6)  # e^m below 1
         odds_B = mean_B - torch.log(-torch.expm1(mean_B))
         loss_U = -mean_B[better] - self.lam * logsigmoid(odds_B[better] - odds_B[worse])
         metrics = pair_metrics(policy_logprobs_M, entropy_M, mean_B * self.lam, better, worse)
@@ -262,7 +246,7 @@ class Kto:
     ) -> tuple[Tensor, dict[str, float]]:
         """See `Objective.loss`; metrics: entropy, and as means over examples good, reward, kl."""
         reference_M = reference_of(batch, self.name).to(policy_logprobs_M.dtype)
-        lead_B = per_example(policy_logprobs_M - reference_M, batch)
+        lead_B = batch.sums(policy_logprobs_M - reference_M)
         z_B = batch.margin_B.to(lead_B.dtype)
         good_B = batch.target_B > 0.5
         gain_B = torch.where(good_B, lead_B - z_B, z_B - lead_B)

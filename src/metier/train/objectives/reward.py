@@ -62,11 +62,11 @@ class Reward:
         self, values_MK: Tensor, entropy_M: Tensor, batch: Packed, *, denominator: float
     ) -> tuple[Tensor, dict[str, float]]:
         """See `Objective.loss`, the values being scores; metrics: margin, accuracy (mean head, no ties)."""
-        scores_BK = values_MK[_last_labels(batch)]
+        scores_BK = values_MK[batch.labels_B.cumsum(0) - 1]  # at each example's last label
         drawn_B = batch.target_B == 0.5
         if bool(drawn_B.any()) and self.tie == 0:
             raise DataError("reward: the data holds ties; set the option tie to their propensity, for instance 1.0")
-        first, second = _pairs(batch, drawn_B, self.name)
+        first, second = sides(batch, self.name, ties=True)
         lead_UK = scores_BK[first] - scores_BK[second]
         margin_U = batch.margin_B[first].to(lead_UK.dtype)
         drawn_U = drawn_B[first][:, None]
@@ -88,24 +88,6 @@ class Reward:
             "margin": float(lead_U.sum()) * scale,
             "accuracy": float((lead_U > 0).sum()) * scale,
         }
-
-
-def _last_labels(batch: Packed) -> Tensor:
-    """Index of each example's last label, shape (B,)."""
-    return torch.bincount(batch.example_M, minlength=batch.examples).cumsum(0) - 1
-
-
-def _pairs(batch: Packed, drawn_B: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Better and worse example of each pair; of a tie, the one and the other."""
-    if not bool(drawn_B.any()):
-        return sides(batch, name)
-    order = torch.argsort(batch.unit_B * 2 + (batch.target_B < 0.5).long(), stable=True)
-    first, second = order[0::2], order[1::2]
-    if len(first) != len(second) or bool((batch.unit_B[first] != batch.unit_B[second]).any()):
-        raise DataError(f"{name} compares pairs: each unit needs two examples")
-    if bool((drawn_B[first] != drawn_B[second]).any()):
-        raise DataError(f"{name}: a tie has target 0.5 on both sides")
-    return first, second
 
 
 @dataclass(frozen=True, slots=True)
