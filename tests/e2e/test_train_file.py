@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from metier.models.renderer import get_renderer
 from metier.records.types import Message
 from metier.train.data import Encoder, limited, read_rows
 from metier.train.fit import FitSettings, fit
+from metier.train.objectives import registry
 from metier.train.score import score
 
 WORDS = ["apple", "bread", "cheese", "dates", "eggs", "figs", "grapes", "honey"]
@@ -78,6 +81,21 @@ def test_what_is_better_becomes_likelier(objective: str, tiny_model: Path, tmp_p
         return sums[:, 0] - sums[:, 1]
 
     assert float((leads(after) > leads(before)).float().mean()) == 1.0
+
+
+def test_the_worked_example_of_the_docs_works(
+    repository: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (repository / "docs" / "training.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_registered", {})
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_for("sft")))
+    assert "options={" in code
+    (tmp_path / "example.py").write_text(code.replace("options={", f"model={str(tiny_model)!r}, options={{"))
+    runpy.run_path("example.py", run_name="example")
+    noted = json.loads((tmp_path / "models" / "mine" / "model" / "metier.json").read_text())
+    # an untrained model gives each word about 1 / 49152, so (1 - p) is about 1
+    assert noted["objective"] == "focal" and noted["metrics"]["focus"] == pytest.approx(1.0, abs=0.01)
 
 
 def test_a_reward_model_prefers_what_people_preferred(tiny_model: Path, tmp_path: Path) -> None:
@@ -230,8 +248,24 @@ def test_rows_that_are_too_long(tiny_model: Path, tmp_path: Path) -> None:
 def test_another_training_does_not_overwrite(tiny_model: Path, tmp_path: Path) -> None:
     written(tmp_path, rows_for("sft"))
     fit(settings(tiny_model, tmp_path, "sft"))
-    with pytest.raises(ConfigError, match="checkpoint of other settings"):
+    with pytest.raises(ConfigError, match="of other settings"):
         fit(settings(tiny_model, tmp_path, "sft", lr=1e-3))
+    written(tmp_path, rows_for("sft")[:4])
+    with pytest.raises(ConfigError, match="of other settings or data"):
+        fit(settings(tiny_model, tmp_path, "sft"))
+
+
+def test_a_stopped_training_does_not_go_on_with_other_settings(tiny_model: Path, tmp_path: Path) -> None:
+    written(tmp_path, rows_for("sft"))
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(settings(tiny_model, tmp_path, "sft", epochs=4, save_seconds=0), on_event=stop)
+    with pytest.raises(ConfigError, match="of other settings"):
+        fit(settings(tiny_model, tmp_path, "sft", epochs=4, save_seconds=0, lr=1e-3))
 
 
 def test_other_files(tmp_path: Path) -> None:

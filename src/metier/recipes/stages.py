@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 from metier.base.clock import monotonic, now
 from metier.base.errors import DataError
 from metier.base.ids import derive_id
-from metier.base.memory import hand_back_freed_memory
 from metier.base.seeds import rng_for
 from metier.evaluate.suites import evaluate, summary
 from metier.feedback.rewards import RewardPolicy, success
@@ -44,7 +43,7 @@ from metier.report.collect import collect
 from metier.report.page import render, write
 from metier.rollout.episodes import Plan, environment_for, plan_id, run_episodes
 from metier.train.advantages import advantages
-from metier.train.checkpoints import load_state, save_model, save_state
+from metier.train.checkpoints import Saver, save_model
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.registry import get_objective
 from metier.train.packing import Example
@@ -205,27 +204,12 @@ def _cuts(context: Context, task: Task) -> tuple[int, ...]:
     return tuple(sorted({prompt.prefix, len(prompt.token_ids)} - {0}))
 
 
-class _Saver:
-    """Keeps the trainer's state before another step would put too much work at risk."""
-
-    def __init__(self, context: Context, stage: str, trainer: Trainer) -> None:
-        self.context, self.trainer = context, trainer
-        self.folder = context.folder / "state" / stage
-        self.saved = self.stepped = monotonic()
-
-    def resume(self) -> None:
-        """Go on from the newest whole state, where there is one."""
-        if load_state(self.trainer, self.folder) is not None:
-            stage = self.folder.name
-            self.context.emit(stage, "note", text=f"continues after step {self.trainer.step_number}")
-
-    def after_step(self) -> None:
-        """Save where one more step as long as this one would lose more than `save_seconds` to a crash."""
-        step, self.stepped = monotonic() - self.stepped, monotonic()
-        if self.stepped - self.saved + step >= self.context.recipe.save_seconds:
-            save_state(self.trainer, self.folder)
-            hand_back_freed_memory()
-            self.saved = self.stepped = monotonic()
+def _saver(context: Context, stage: str, trainer: Trainer) -> Saver:
+    """Keeps the trainer's state in the run folder; goes on from the newest one where there is one."""
+    saver = Saver(trainer, context.folder / "state" / stage, context.recipe.save_seconds)
+    if saver.resume():
+        context.emit(stage, "note", text=f"continues after step {trainer.step_number}")
+    return saver
 
 
 def _publish(context: Context, stage: Sft | Rl, trainer: Trainer, dataset: str, metrics: Mapping[str, float]) -> str:
@@ -291,8 +275,7 @@ def _sft(context: Context, settings: Sft) -> Mapping[str, Any]:
         get_objective("sft"),
     )
     context.release()  # its weights change from here on
-    saver = _Saver(context, settings.name, trainer)
-    saver.resume()
+    saver = _saver(context, settings.name, trainer)
     metrics: dict[str, float] = {}
     while trainer.step_number < steps:
         step = trainer.step_number
@@ -352,8 +335,7 @@ def _rl(context: Context, settings: Rl) -> Mapping[str, Any]:
     if objective.needs_reference:
         reference = context.load(settings.of)  # a copy of its own, which stays as it is
         context.release()
-    saver = _Saver(context, settings.name, trainer)
-    saver.resume()
+    saver = _saver(context, settings.name, trainer)
     metrics: dict[str, float] = {}
     while trainer.step_number < settings.steps:
         step = trainer.step_number

@@ -28,10 +28,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from metier.base.clock import monotonic
 from metier.base.errors import DataError, DiskFullError
+from metier.base.memory import hand_back_freed_memory
 from metier.train.loop import Trainer
 
-__all__ = ["load_state", "save_model", "save_state", "weights_hash"]
+__all__ = ["Saver", "load_state", "save_model", "save_state", "weights_hash"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _STATE = re.compile(r"state-(\d+)")
@@ -120,6 +122,27 @@ def load_state(trainer: Trainer, folder: str | Path) -> int | None:
     if states:
         raise DataError(f"every trainer state in {folder} is torn; remove them to start from the beginning")
     return None
+
+
+class Saver:
+    """Keeps a trainer's state before another step would put too much work at risk."""
+
+    def __init__(self, trainer: Trainer, folder: str | Path, seconds: float) -> None:
+        """A crash loses work of `seconds`, or of one step where that is longer."""
+        self.trainer, self.folder, self.seconds = trainer, Path(folder), seconds
+        self.saved = self.stepped = monotonic()
+
+    def resume(self) -> bool:
+        """Go on from the newest whole state; returns whether there is one."""
+        return load_state(self.trainer, self.folder) is not None
+
+    def after_step(self) -> None:
+        """Save where one more step as long as this one would lose more than `seconds` to a crash."""
+        step, self.stepped = monotonic() - self.stepped, monotonic()
+        if self.stepped - self.saved + step >= self.seconds:
+            save_state(self.trainer, self.folder)
+            hand_back_freed_memory()
+            self.saved = self.stepped = monotonic()
 
 
 def _states(root: Path) -> list[Path]:

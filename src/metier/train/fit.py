@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,11 +27,12 @@ from metier.base.clock import monotonic
 from metier.base.config import Settings
 from metier.base.errors import ConfigError, DataError
 from metier.base.ids import content_hash
+from metier.base.memory import keep_freed_memory
 from metier.base.seeds import rng_for
 from metier.models.hub import load_model, load_scorer, load_tokenizer
 from metier.models.renderer import get_renderer
 from metier.records.events import EventLog, Listener
-from metier.train.checkpoints import load_state, save_model, save_state
+from metier.train.checkpoints import Saver, save_model
 from metier.train.data import Encoder, TooLong, limited, read_rows
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.preferences import kto_point
@@ -86,9 +87,12 @@ def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str,
         )
     rows = read_rows(settings.data)
     out = Path(settings.out)
-    done = _done(out, settings)
+    identity = {"config": settings.model_dump(mode="json"), "data_hash": content_hash([dict(row) for row in rows])}
+    _claim(out, identity)
+    done = _done(out)
     if done is not None:
         return done
+    keep_freed_memory()
     tokenizer = load_tokenizer(settings.model)
     renderer = get_renderer(tokenizer, settings.renderer)
     encoder = Encoder(tokenizer, renderer)
@@ -132,10 +136,10 @@ def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str,
             objective,
             teacher=teacher,
         )
-        if load_state(trainer, out / "state") is not None:
+        saver = Saver(trainer, out / "state", settings.save_seconds)
+        if saver.resume():
             log.emit(STAGE, "note", text=f"continues after step {trainer.step_number}")
         metrics: dict[str, float] = {}
-        saved = monotonic()
         while trainer.step_number < steps:
             step = trainer.step_number
             epoch, place = divmod(step, per_epoch)
@@ -147,13 +151,10 @@ def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str,
                 batch = _with_point(trainer, batch, [strangers[index] for index in chosen], settings)
             metrics = trainer.step(batch)
             log.emit(STAGE, "step", step=step + 1, steps=steps, **metrics)
-            if monotonic() - saved >= settings.save_seconds and trainer.step_number < steps:
-                save_state(trainer, out / "state")
-                saved = monotonic()
+            saver.after_step()
         manifest = {
+            **identity,
             "objective": settings.objective,
-            "config": settings.model_dump(mode="json"),
-            "data_hash": content_hash([dict(row) for row in rows]),
             "rows": len(units),
             "left_out": counts,
             "steps": steps,
@@ -165,14 +166,25 @@ def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str,
     return {"out": str(out / "model"), "weights_hash": digest, "steps": steps, "rows": len(units), **counts}
 
 
-def _done(out: Path, settings: FitSettings) -> dict[str, Any] | None:
-    """The result of an earlier call that came to its end; `ConfigError` where that was another one."""
+def _claim(out: Path, identity: Mapping[str, Any]) -> None:
+    """Note what is trained in this folder. Raises `ConfigError` where something else is, finished or not."""
+    file = out / "train.json"
+    if file.is_file():
+        if json.loads(file.read_text()) != identity:
+            raise ConfigError(f"{out} holds a training of other settings or data; choose another out, or remove it")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(identity))
+    partial.rename(file)
+
+
+def _done(out: Path) -> dict[str, Any] | None:
+    """The result of an earlier call that came to its end."""
     file = out / "model" / "metier.json"
     if not file.is_file():
         return None
     noted = json.loads(file.read_text())
-    if noted.get("config") != settings.model_dump(mode="json"):
-        raise ConfigError(f"{out} holds a checkpoint of other settings; choose another out, or remove it")
     kept = {"out": str(out / "model"), "weights_hash": noted["weights_hash"], "steps": noted["steps"]}
     return {**kept, "rows": noted["rows"], **noted["left_out"]}
 
