@@ -30,7 +30,7 @@ from metier.stats.intervals import mean_interval, share_interval
 from metier.stats.paired import paired
 
 ARMS = ("grpo", "rejection", "more-sft")
-MORE_LR = 2e-4  # of continued SFT: GRPO's 3e-5 would hardly move it
+MORE_LR = 2e-4  # of continued SFT: GRPO's 4e-5 would hardly move it
 
 
 def recipe_for(seed: int, more_steps: int) -> Recipe:
@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--folder", type=Path, default=Path("runs/arms"))
-    parser.add_argument("--more-steps", type=int, default=64, help="steps of continued SFT, to match GRPO's time")
+    parser.add_argument("--more-steps", type=int, default=100, help="steps of continued SFT, to match GRPO's time")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/desk-arms.md"))
     options = parser.parse_args()
     found = []

@@ -98,7 +98,11 @@ def test_the_demonstration_is_the_gold_conversation(split: str) -> None:
         messages = FAMILY.demonstrate(task)
         assert messages[:2] == task.messages
         assert messages[-1].role == "assistant" and messages[-1].content
-        assert all(bool(m.content) != bool(m.tool_calls) for m in messages if m.role == "assistant")
+        for said in (m for m in messages if m.role == "assistant"):
+            assert said.content or said.tool_calls
+            if said.content and said.tool_calls:  # it weighs the rule before it acts
+                assert said.content.endswith((": allowed.", ": not allowed."))
+                assert said.content.endswith(": not allowed.") == (said.tool_calls[0].name == "decline")
         assert not any('"error"' in m.content for m in messages if m.role == "tool")
         ids = [c.id for m in messages for c in m.tool_calls]
         assert ids == [f"call_{i + 1}" for i in range(len(ids))]

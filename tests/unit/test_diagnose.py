@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from metier.train.diagnose import WINDOW, diagnose
+from metier.train.packing import Example, ends_in_loss
 
 STEPS = 12
 WELL: dict[str, Any] = {
@@ -72,5 +73,8 @@ def test_a_jump_at_the_end_is_named() -> None:
 
 
 def test_an_end_that_carries_no_loss_is_named() -> None:
-    assert [f.name for f in diagnose(steps(), ends_in_loss=False)] == ["end never learned"]
-    assert diagnose(steps(), ends_in_loss=True) == []
+    stops = frozenset({2})
+    learned, masked = Example((7, 8, 2), (0, 1, 1)), Example((7, 8, 2), (0, 1, 0))
+    never = [{**step, "ends_in_loss": ends_in_loss([masked, masked, learned], stops)} for step in steps()]
+    assert [f.name for f in diagnose(never)] == ["end never learned"] and "33%" in diagnose(never)[0].text
+    assert diagnose([{**step, "ends_in_loss": ends_in_loss([learned], stops)} for step in steps()]) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from metier.base.errors import DataError, DiskFullError
 from metier.train import checkpoints
 from metier.train.checkpoints import load_state, save_model, save_state, weights_hash
 from metier.train.loop import Trainer, TrainSettings
+from metier.train.objectives.registry import get_objective
 from metier.train.objectives.sft import Sft
 from metier.train.optimizer import DivergedError, Masters
 from metier.train.packing import Example, pack, split_micro
@@ -96,6 +98,14 @@ def test_micro_batches_keep_prefixes_together_in_a_fixed_order() -> None:
 
 
 # --- steps ---------------------------------------------------------------------------
+
+
+def test_examples_that_teach_nothing_count_where_a_loss_is_divided_by_examples() -> None:
+    made = [replace(example, advantage=1.0) for example in batch(0)]
+    for name, shrunk in (("dr_grpo", 0.5), ("grpo", 0.5), ("dapo", 1.0)):
+        trainer = Trainer(tiny(), TrainSettings(lr=1e-2, steps=1), get_objective(name, mismatch="none"))
+        alone, among = trainer.gradient(made)["loss"], trainer.gradient(made, among=8)["loss"]
+        assert alone != 0 and among == pytest.approx(shrunk * alone)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -46,7 +46,7 @@ from metier.train.advantages import advantages
 from metier.train.checkpoints import Saver, save_model
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.registry import get_objective
-from metier.train.packing import Example
+from metier.train.packing import Example, ends_in_loss
 from metier.train.score import score
 
 __all__ = ["run_stage"]
@@ -276,6 +276,7 @@ def _sft(context: Context, settings: Sft) -> Mapping[str, Any]:
     )
     context.release()  # its weights change from here on
     saver = _saver(context, settings.name, trainer)
+    ends = ends_in_loss(examples, context.renderer.stop_ids)
     metrics: dict[str, float] = {}
     while trainer.step_number < steps:
         step = trainer.step_number
@@ -283,7 +284,7 @@ def _sft(context: Context, settings: Sft) -> Mapping[str, Any]:
         rng = rng_for(context.recipe.seed, settings.name, "order", epoch)
         order = _order(examples, lambda e: e.token_ids[: min(e.cuts, default=0)], settings.block, rng)
         metrics = trainer.step(order[place * settings.batch : (place + 1) * settings.batch])
-        context.emit(settings.name, "step", step=step + 1, steps=steps, **metrics)
+        context.emit(settings.name, "step", step=step + 1, steps=steps, **metrics, ends_in_loss=ends)
         saver.after_step()
     context.hold(settings.name, trainer.model)
     weights_hash = _publish(context, settings, trainer, dataset.id, metrics)
@@ -421,7 +422,7 @@ def _rl_step(
         "sample_tokens_per_s": sum(lengths) / max(sampled - began, 1e-9),
     }
     if examples:
-        metrics.update(trainer.step(examples))
+        metrics.update(trainer.step(examples, among=len(scored)))
     else:
         trainer.skip()
     metrics["train_seconds"] = monotonic() - sampled

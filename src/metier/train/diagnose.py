@@ -24,18 +24,16 @@ class Finding:
     text: str  # what was seen, and what helps
 
 
-def diagnose(steps: Sequence[Mapping[str, float]], *, ends_in_loss: bool | None = None) -> list[Finding]:
-    """Findings from the `step` events of one stage, oldest first; none where all seems well.
-
-    `ends_in_loss` tells whether the token that ends a turn carries loss, where that is known.
-    """
+def diagnose(steps: Sequence[Mapping[str, float]]) -> list[Finding]:
+    """Findings from the `step` events of one stage, oldest first; none where all seems well."""
     found = []
-    if ends_in_loss is False:
+    ends = _series(steps, "ends_in_loss")
+    if ends and ends[-1] < 0.5:
         found.append(
             Finding(
                 "end never learned",
-                "the token that ends a turn carries no loss, so the model will not learn to stop; "
-                "use a renderer that keeps it in the assistant's mask",
+                f"the token that ends a turn carries loss in {ends[-1]:.0%} of the examples, so the model will not "
+                "learn to stop; use a renderer that keeps it in the assistant's mask, or cut fewer rows short",
             )
         )
     labels = _series(steps, "loss_tokens")

@@ -38,7 +38,7 @@ from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.preferences import kto_point
 from metier.train.objectives.protocol import Objective
 from metier.train.objectives.registry import get_objective
-from metier.train.packing import Example
+from metier.train.packing import Example, ends_in_loss
 from metier.train.score import score
 
 __all__ = ["FitSettings", "fit"]
@@ -139,6 +139,7 @@ def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str,
         saver = Saver(trainer, out / "state", settings.save_seconds)
         if saver.resume():
             log.emit(STAGE, "note", text=f"continues after step {trainer.step_number}")
+        ends = {} if scored else {"ends_in_loss": ends_in_loss([e for u in units for e in u], renderer.stop_ids)}
         metrics: dict[str, float] = {}
         while trainer.step_number < steps:
             step = trainer.step_number
@@ -150,7 +151,7 @@ def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str,
             if strangers:
                 batch = _with_point(trainer, batch, [strangers[index] for index in chosen], settings)
             metrics = trainer.step(batch)
-            log.emit(STAGE, "step", step=step + 1, steps=steps, **metrics)
+            log.emit(STAGE, "step", step=step + 1, steps=steps, **metrics, **ends)
             saver.after_step()
         manifest = {
             **identity,

@@ -22,7 +22,7 @@ from metier.base.errors import DataError
 from metier.models.attention import hidden_states, use_layouts
 from metier.models.divergence import token_divergence
 from metier.models.logprobs import token_logprobs
-from metier.train.objectives.protocol import Objective
+from metier.train.objectives.protocol import DivergenceObjective, Objective
 from metier.train.optimizer import DivergedError, Masters, Schedule, schedule
 from metier.train.packing import Example, Packed, pack, split_micro
 
@@ -73,8 +73,11 @@ class Trainer:
         )
         self.step_number = 0  # optimiser steps taken
 
-    def step(self, examples: Sequence[Example]) -> dict[str, float]:
+    def step(self, examples: Sequence[Example], *, among: int | None = None) -> dict[str, float]:
         """One optimiser step over all examples; returns what happened.
+
+        `among` is how many examples these were chosen from, where some had nothing to teach:
+        it counts where the objective divides by examples.
 
         Keys: loss, grad_norm, lr, tokens (shared prefixes counted for each example),
         packed_tokens (as computed), loss_tokens, seconds, tokens_per_s, and the
@@ -84,7 +87,7 @@ class Trainer:
         """
         began = monotonic()
         where = f" at step {self.step_number + 1}, batch of {len(examples)} examples"
-        sums = self.gradient(examples)
+        sums = self.gradient(examples, among=among)
         if not math.isfinite(sums["loss"]):
             self.masters.discard()
             raise DivergedError(f"loss is not finite{where}; the last checkpoint is kept. Lower lr or clip")
@@ -99,7 +102,7 @@ class Trainer:
         """Count a step in which there was nothing to learn; the weights stay as they are."""
         self.step_number += 1
 
-    def gradient(self, examples: Sequence[Example]) -> dict[str, float]:
+    def gradient(self, examples: Sequence[Example], *, among: int | None = None) -> dict[str, float]:
         """Add the gradient of the whole step's loss into the masters; returns loss, counts and metrics."""
         useful = [e for e in examples if e.labels]
         loss_tokens = sum(e.labels for e in useful)
@@ -108,7 +111,7 @@ class Trainer:
                 f"no token of this batch of {len(examples)} examples carries loss; "
                 "check that conversations hold an assistant turn and that truncation keeps it"
             )
-        denominator = self.objective.denominator(loss_tokens=loss_tokens, examples=len(examples))
+        denominator = self.objective.denominator(loss_tokens=loss_tokens, examples=among or len(examples))
         heads = self.model.config.get_text_config().num_attention_heads
         loss_sum, packed_tokens = 0.0, 0
         sums: dict[str, float] = {}
@@ -142,6 +145,7 @@ class Trainer:
         head_VE = self.model.get_output_embeddings().weight
         if self.teacher is None:
             return token_logprobs(hidden_ME, head_VE, batch.targets_M)
+        assert isinstance(self.objective, DivergenceObjective)
         with torch.no_grad():
             taught_TF = hidden_states(self.teacher, batch.input_ids_T, batch.position_ids_T, batch.layout)
         divergence_M = token_divergence(
@@ -149,7 +153,7 @@ class Trainer:
             head_VE,
             taught_TF.index_select(0, batch.source_M),
             self.teacher.get_output_embeddings().weight,
-            beta=self.objective.beta,  # type: ignore[attr-defined]
-            temperature=self.objective.temperature,  # type: ignore[attr-defined]
+            beta=self.objective.beta,
+            temperature=self.objective.temperature,
         )
         return divergence_M, torch.zeros_like(divergence_M.detach())

@@ -24,7 +24,7 @@ from torch import Tensor
 from metier.base.errors import DataError
 from metier.models.attention import ForestLayout, Span
 
-__all__ = ["Example", "Packed", "pack", "split_micro"]
+__all__ = ["Example", "Packed", "ends_in_loss", "pack", "split_micro"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +175,14 @@ def pack(examples: Sequence[Example], *, heads: int, device: torch.device | str 
         tokens=sum(len(e.token_ids) for e in examples),
         packed_tokens=len(ids),
     )
+
+
+def ends_in_loss(examples: Sequence[Example], stop_ids: frozenset[int]) -> float:
+    """Share of the examples in which a token that ends a turn is a label."""
+    learned = (
+        any(own and token in stop_ids for token, own in zip(e.token_ids, e.loss_mask, strict=True)) for e in examples
+    )
+    return sum(learned) / max(len(examples), 1)
 
 
 def split_micro(examples: Sequence[Example], token_budget: int) -> list[list[Example]]:

@@ -101,7 +101,7 @@ class DeskFamily:
             call = ToolCall(
                 name=step["call"], arguments=json.dumps(step["arguments"], ensure_ascii=False), id=f"call_{calls}"
             )
-            messages.append(Message(role="assistant", tool_calls=(call,)))
+            messages.append(Message(role="assistant", content=step.get("note", ""), tool_calls=(call,)))
             result = environment.call(call)
             messages.append(Message(role="tool", content=result, tool_call_id=call.id, name=call.name))
         return tuple(messages)

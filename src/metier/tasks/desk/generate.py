@@ -19,7 +19,7 @@ from typing import Any, Literal
 from metier.records.types import EnvironmentSpec, Message, Task, Tool, VerifierSpec
 from metier.tasks.desk import phrasing as say
 from metier.tasks.desk.people import draw_name
-from metier.tasks.desk.spec import Act, Desk, Fact, Field, Number, Pick, Rule, Variant, number_in
+from metier.tasks.desk.spec import Act, Desk, Fact, Field, Number, Pick, Rule, Variant, number_in, shown
 from metier.tasks.facts import names_fact
 
 __all__ = ["Maker", "system_text", "tools_of"]
@@ -138,7 +138,7 @@ class Maker:
 
     def several(self) -> Task:
         """A search and then an act; two acts; or an act and something to tell."""
-        shape = self.rng.choices(("named", "two", "told"), (0.5, 0.25, 0.25))[0]
+        shape = self.rng.choices(("named", "two", "told"), (0.4, 0.3, 0.3))[0]
         free, ruled = self._split_acts()
         if shape == "named":
             act = self._extra() if self.extra else self.rng.choice(self.desk.acts)
@@ -162,7 +162,8 @@ class Maker:
         core_text = link.format(
             do=say.fill(part, {"ref": ref, "value": value}), ask=say.fill(ask, {"ref": say.open_text("it")})
         )
-        steps = [self._look(number, by), self._do(first, number, value)]
+        look, do = self._look(number, by), self._do(first, number, value)
+        steps = [look, do] if by == "name" else [do, look]  # in the order that the user asks for them
         steps.append(_tell(f"{self._done(first, number, value)} {self._answer(field, number)}"))
         checks = {
             **self._state(first, number, value),
@@ -258,7 +259,6 @@ class Maker:
         assert act.rule is not None
         self.db = {}
         number, value = self._acted(act, side)
-        was = value if act.rule.field == "value" else self.db[number][act.rule.field]
         by = self._by()
         look = [] if act.rule.field == "value" and by == "id" else [self._look(number, by)]
         looked = [self._looked(number)] if act.rule.field != "value" else []
@@ -267,8 +267,9 @@ class Maker:
             steps = [*look, self._do(act, number, value), _tell(self._done(act, number, value))]
             checks = {**self._state(act, number, value), "required_calls": [*looked, {"name": act.name}]}
         else:
-            slots = {"id": number, "was": was, "limit": _shown(self.variant.values[act.rule.policy])}
-            call: Step = {"call": "decline", "arguments": {"reason": act.rule.reason.format(**slots)}}
+            what, was = self._weighed(act, number, value)
+            slots = {"id": number, "was": was, "limit": shown(self.variant.values[act.rule.policy])}
+            call: Step = {"call": "decline", "arguments": {"reason": what}, "note": f"{what}: not allowed."}
             steps = [*look, call, _tell(act.rule.refusal.format(**slots))]
             checks = {"state": {"log": ["declined"]}, "required_calls": [*looked, {"name": "decline"}]}
         text = self._message(core, number, by, value)
@@ -382,7 +383,19 @@ class Maker:
         return {"call": self.desk.search, "arguments": {"name": self.db[number]["name"]}}
 
     def _do(self, act: Act, number: str, value: str) -> Step:
-        return {"call": act.name, "arguments": {self.desk.key: number, **({act.param: value} if act.param else {})}}
+        call: Step = {
+            "call": act.name,
+            "arguments": {self.desk.key: number, **({act.param: value} if act.param else {})},
+        }
+        return call if act.rule is None else {**call, "note": f"{self._weighed(act, number, value)[0]}: allowed."}
+
+    def _weighed(self, act: Act, number: str, value: str) -> tuple[str, str]:
+        """What the rule of an act looks at, beside what it must be; and the value alone."""
+        rule = act.rule
+        assert rule is not None
+        what = act.param if rule.field == "value" else rule.field.replace("_", " ")
+        was = value if rule.field == "value" else self.db[number][rule.field]
+        return rule.weighed(what, was, self.variant.values), was
 
     def _doing(self, act: Act, number: str, value: str, by: str) -> list[Step]:
         """The act, after a look at the record where it needs one."""
@@ -499,7 +512,7 @@ class Maker:
         desk = self.desk
         calls = sum("call" in step for step in steps)
         if "forbidden_facts" in checks:  # what the user said, or the oracle would say, is never wrong
-            fair = " | ".join([text, *(step["say"] for step in steps if "say" in step)])
+            fair = " | ".join([text, *(step[key] for step in steps for key in ("say", "note") if key in step)])
             kept = [f for f in checks["forbidden_facts"] if not all(names_fact(fair, [one]) for one in _listed(f))]
             checks = {**checks, "forbidden_facts": kept}
         numbers = sorted(self.db)
@@ -531,10 +544,6 @@ def _tell(text: str) -> Step:
 
 def _listed(fact: str | list[str]) -> list[str]:
     return [fact] if isinstance(fact, str) else fact
-
-
-def _shown(limit: Any) -> str:
-    return str(limit) if not isinstance(limit, list) else " or ".join(limit)
 
 
 def _spellings(value: str) -> list[str]:

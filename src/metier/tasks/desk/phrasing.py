@@ -297,9 +297,15 @@ TWO = (
     "Please {first}, and {second}.", "Two things: {first}, and {second}.", "Could you {first} and also {second}?", "I'd like you to {first}. Then {second}, please.",
     "Can you {first} and then {second}?", "I need two things done: {first}, then {second}.", "First {first}, then {second}, please.", "I have two wishes: {first}, and also {second}.",
     "{first}, and please {second} too.", "Would you {first}? And {second}.", "Please {first}. Also {second}.", "Can you please {first}, and after that {second}?",
+    "I have two requests: {first}, and {second}.", "It's two things today: {first} and {second}.", "{first}. And then {second}, please.", "{first}. After that {second}, please.",
+    "Would you please {first} and then {second}?", "Would you kindly {first} and also {second}?", "I want you to {first}, and I also want you to {second}.", "I need you to {first}, and I also need you to {second}.",
+    "Kindly {first} and {second}.", "Let's {first} and {second}.", "Both of these, please: {first}, and {second}.", "Please do both: {first}, and {second}.",
 )  # fmt: skip
 TOLD = (
     "Please {do}, and tell me {ask}.", "Could you {do} and let me know {ask}?", "Can you {do}? Also tell me {ask}.", "I'd like you to {do}, and I want to hear {ask}.",
     "Would you {do}, and say {ask}?", "I need you to {do}. Then tell me {ask}, please.", "{do}, please. I also need to know {ask}.", "Be so kind and {do}, and mention {ask}.",
     "First {do}, then tell me {ask}.", "Two things: {do}, and let me know {ask}.", "Please {do}. And can you say {ask}?", "Can you please {do}, and also check {ask}?",
+    "{do}, and tell me {ask}.", "{do}, and let me know {ask}.", "Could you {do} and tell me {ask}?", "Would you {do} and tell me {ask}?",
+    "Please {do}. I'd also like to know {ask}.", "Please {do}. I also want to know {ask}.", "Can you {do} and check {ask}?", "Can you {do} and look up {ask}?",
+    "I'd like two things: {do}, and tell me {ask}.", "I need two things: {do}, and tell me {ask}.", "{do}. When that's done, tell me {ask}.", "{do}. After that, tell me {ask}.",
 )  # fmt: skip

@@ -19,7 +19,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Act", "Desk", "Fact", "Field", "Form", "Made", "Number", "Pick", "Rule", "Values", "Variant", "number_in"]
+__all__ = [
+    "Act",
+    "Desk",
+    "Fact",
+    "Field",
+    "Form",
+    "Made",
+    "Number",
+    "Pick",
+    "Rule",
+    "Values",
+    "Variant",
+    "number_in",
+    "shown",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +115,14 @@ class Field:
     answer: str = ""  # the oracle's; {id}, {found}
 
 
+_MUST = {"in": "must be ", "max": "at most ", "below": "below ", "min": "at least "}
+
+
+def shown(limit: Any) -> str:
+    """A policy value in words."""
+    return " or ".join(limit) if isinstance(limit, list) else str(limit)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """When the policy allows an act: a field, or the value asked for, against a policy value."""
@@ -108,8 +130,7 @@ class Rule:
     field: str  # a field's name, or "value"
     test: Literal["in", "max", "below", "min"]
     policy: str  # key of the variant's value
-    reason: str  # what the oracle writes into decline(); {was}, {limit}
-    refusal: str  # what it tells the user; {id}, {was}, {limit}
+    refusal: str  # what the oracle tells the user; {id}, {was}, {limit}
 
     def allows(self, was: str, policy: Mapping[str, Any]) -> bool:
         """Whether the policy allows the act for what the field (or the request) says."""
@@ -122,6 +143,10 @@ class Rule:
         if self.test == "below":
             return number_in(was) < bound
         return number_in(was) >= bound
+
+    def weighed(self, what: str, was: str, policy: Mapping[str, Any]) -> str:
+        """What is and what must be, side by side, e.g. "days ago 10, at most 21"."""
+        return f"{what} {was}, {_MUST[self.test]}{shown(policy[self.policy])}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

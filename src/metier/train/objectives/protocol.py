@@ -5,13 +5,13 @@ Shape legend: M labels (tokens that carry loss) of one micro-batch.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from metier.train.packing import Packed
 
-__all__ = ["Kind", "Objective"]
+__all__ = ["DivergenceObjective", "Kind", "Objective"]
 
 Kind = Literal["single", "pair", "judged", "steps", "episode"]
 
@@ -54,4 +54,19 @@ class Objective(Protocol):
         Shares and sums of several micro-batches may be added; `labels` in the metrics is
         the number of labels, by which the other sums become means.
         """
+        ...
+
+
+@runtime_checkable
+class DivergenceObjective(Objective, Protocol):
+    """An objective whose `output` is the divergence from a teacher; see `metier.models.divergence`."""
+
+    @property
+    def beta(self) -> float:
+        """Which divergence: 0 forward KL, 1 reverse KL, between them Jensen-Shannon."""
+        ...
+
+    @property
+    def temperature(self) -> float:
+        """What the logits of both are divided by."""
         ...

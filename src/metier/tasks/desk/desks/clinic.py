@@ -94,7 +94,7 @@ DESK = Desk(
         ),
         Act(
             name="cancel_appointment", description="Cancel an appointment.", sets={"status": "cancelled"},
-            rule=Rule(field="days_left", test="min", policy="notice", reason="only {was} days left",
+            rule=Rule(field="days_left", test="min", policy="notice",
                       refusal="I'm sorry, appointment {id} is {was} days away; we need {limit} days to cancel."),
             parts=("cancel {ref}", "call off {ref}", "drop {ref}", "take {ref} off the calendar", "remove {ref} from your calendar", "delete {ref}",
                    "strike {ref} from your list", "scrap {ref}", "annul {ref}", "free the slot of {ref}, I'm not coming", "clear {ref} from the book", "cross out {ref}",
@@ -108,7 +108,7 @@ DESK = Desk(
         ),
         Act(
             name="switch_to_video", description="Hold an appointment by video.", sets={"place": "video"},
-            rule=Rule(field="type", test="in", policy="video", reason="no video for a {was}",
+            rule=Rule(field="type", test="in", policy="video",
                       refusal="I'm sorry, a {was} can't be held by video."),
             parts=("switch {ref} to video", "make {ref} a video call", "turn {ref} into a video call", "do {ref} by video",
                    "hold {ref} over video", "change {ref} to a video visit", "let me do {ref} from home by video", "have {ref} online by video",

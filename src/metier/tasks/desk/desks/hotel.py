@@ -92,7 +92,7 @@ DESK = Desk(
         ),
         Act(
             name="cancel_booking", description="Cancel a booking.", sets={"status": "cancelled"},
-            rule=Rule(field="rate", test="in", policy="cancel", reason="rate is {was}",
+            rule=Rule(field="rate", test="in", policy="cancel",
                       refusal="I'm sorry, booking {id} has the {was} rate and can't be cancelled."),
             parts=("cancel {ref}", "call off {ref}", "drop {ref}", "annul {ref}", "release {ref}, we're not coming", "scrap {ref}",
                    "delete {ref}", "withdraw {ref}", "take {ref} out of your system", "give our room on {ref} to others, we can't come", "undo {ref}", "void {ref}",
@@ -107,7 +107,7 @@ DESK = Desk(
         Act(
             name="extend_stay", description="Add nights to a booking.", sets={"extra_nights": "{value}"},
             param="nights", values=Number(2, 10),
-            rule=Rule(field="value", test="max", policy="nights", reason="{was} nights is over {limit}",
+            rule=Rule(field="value", test="max", policy="nights",
                       refusal="I'm sorry, a stay can be extended by up to {limit} nights, not {was}."),
             parts=("extend {ref}[ by {value} nights]", "prolong {ref}[ by {value} nights]", "make {ref} longer[ by {value} nights]", "lengthen {ref}[ by {value} nights]",
                    "add extra nights to {ref}[, {value} of them]", "add more nights to {ref}[, {value} in all]", "put extra nights on {ref}[: {value}]", "tack some nights onto {ref}[, {value}]",
