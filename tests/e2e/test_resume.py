@@ -25,7 +25,7 @@ from metier.records.ledger import Ledger
 
 STAGES = ["baseline", "demonstrations", "sft", "evaluate-sft", "grpo", "evaluate-final", "report"]
 TRAINED = ["sft", "grpo"]
-TAKES_TIME = ("seconds", "per_s", "elapsed", "at")  # figures that may differ
+TAKES_TIME = ("seconds", "per_s", "elapsed", "at", "mfu")  # figures that may differ
 
 RECIPE = """
 name: tiny

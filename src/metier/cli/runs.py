@@ -1,4 +1,4 @@
-"""`metier runs`: what was run, what came of it, and from what.
+"""`metier runs`: what was run, what came of it, and from what; its weights out, its leftovers gone.
 
 Figures are read from the event log in the run's folder, as the run wrote them; lineage
 and transcripts come from the ledger. Every command has `--json`.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from metier.records.lineage import DatasetLineage, Lineage
     from metier.records.types import Run
 
-__all__ = ["list_runs", "runs_app", "show", "why"]
+__all__ = ["export_weights", "list_runs", "prune_runs", "runs_app", "show", "why"]
 
 HEADLINE_SPLIT = "heldout"
 
@@ -109,6 +109,71 @@ def why(
     print(
         json.dumps(to_plain(lineage), indent=2) if as_json else lineage_text(lineage), end="" if not as_json else "\n"
     )
+
+
+@runs_app.command("export")
+def export_weights(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT|RUN|FOLDER",
+            help="An id, the start of one, a checkpoint's folder, or: last; of a run, its last weights.",
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="The new folder.")],
+    ledger: LedgerOption = None,
+) -> None:
+    """Write a checkpoint as a whole model in Hugging Face layout; an adapter is merged into its base."""
+    from metier.base.errors import DataError
+    from metier.train.checkpoints import export
+
+    folder = Path(what)
+    if not (folder / "metier.json").is_file():
+        from metier.cli.find import find, open_ledger
+
+        with open_ledger(ledger) as records:
+            kind, record_id = find(records, what, ["checkpoint", "run"])
+            if kind == "run":
+                made = records.checkpoints(record_id)
+                if not made:
+                    raise DataError(f"run {record_id} has made no checkpoint yet")
+                record_id = made[-1].id
+            checkpoint = records.checkpoint(record_id)
+            folder = Path(records.run(checkpoint.run_id).folder) / checkpoint.path
+        if not (folder / "metier.json").is_file():
+            raise DataError(f"the weights of {record_id} are not in {folder} any more; they were pruned or moved")
+    print(f"weights {export(folder, out)}")
+    print(f"model   {out}")
+
+
+@runs_app.command("prune")
+def prune_runs(
+    what: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Ids, starts of them, run folders, or: last, all")
+    ],
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Also remove all checkpoints of a run but its last one.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    ledger: LedgerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Free the disk of trainers' states and leftovers; ledger, logs and reports stay."""
+    from metier.cli.find import find_run, open_ledger
+    from metier.recipes.prune import prune
+
+    with open_ledger(ledger) as records:
+        if what == ["all"]:
+            folders = [run.folder for run in records.runs() if Path(run.folder).is_dir()]
+        else:
+            folders = [records.run(find_run(records, one)).folder for one in what]
+    freed = {path: size for folder in folders for path, size in prune(folder, weights=weights, dry_run=dry_run).items()}
+    if as_json:
+        print(json.dumps(freed, indent=2))
+        return
+    for path, size in freed.items():
+        print(f"{size / 1e6:9.1f} MB  {path}")
+    print(f"{sum(freed.values()) / 1e6:9.1f} MB  {'would be freed' if dry_run else 'freed'}")
 
 
 # --- what is shown -------------------------------------------------------------------

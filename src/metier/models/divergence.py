@@ -87,7 +87,8 @@ class _TokenDivergence(torch.autograd.Function):
         hidden, head, teacher_hidden, teacher_head = ctx.saved_tensors
         beta, temperature, chunk = ctx.settings
         grad_hidden = torch.empty_like(hidden)
-        grad_head = torch.zeros(head.shape, dtype=grads[0].dtype, device=head.device)
+        head_learns = ctx.needs_input_grad[1]  # not below an adapter
+        grad_head = torch.zeros(head.shape if head_learns else (0,), dtype=grads[0].dtype, device=head.device)
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             log_p = _logs(teacher_hidden[part], teacher_head, temperature)
@@ -98,5 +99,6 @@ class _TokenDivergence(torch.autograd.Function):
                 (slope,) = torch.autograd.grad(found, wide, grads[0][part])
             slope = slope.to(hidden.dtype)
             grad_hidden[part] = slope @ head
-            grad_head += slope.T @ hidden[part]
-        return grad_hidden, grad_head.to(head.dtype), None, None, None, None, None
+            if head_learns:
+                grad_head += slope.T @ hidden[part]
+        return grad_hidden, grad_head.to(head.dtype) if head_learns else None, None, None, None, None, None

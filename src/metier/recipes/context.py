@@ -23,6 +23,7 @@ from metier.base.errors import DataError
 from metier.base.executor import Executor
 from metier.base.ids import derive_id
 from metier.base.seeds import derive_seed
+from metier.models.adapters import add_adapter, has_adapter
 from metier.models.hub import load_model, load_tokenizer
 from metier.models.renderer import Renderer, get_renderer
 from metier.recipes.settings import BASE, Recipe
@@ -97,8 +98,19 @@ class Context:
         if self._model is None or self._model[0] != of:
             self._model = None  # let go of the old one first
             where = self.recipe.model.name if of == BASE else str(self.folder / "checkpoints" / of)
-            self._model = (of, load_model(where, dtype=getattr(torch, self.recipe.model.dtype)))
+            adapter = self.recipe.model.adapter
+            quantize = "none" if adapter is None else adapter.quantize
+            dtype = getattr(torch, self.recipe.model.dtype)
+            self._model = (of, load_model(where, dtype=dtype, quantize=quantize))
         return self._model[1]
+
+    def take(self, of: str) -> PreTrainedModel:
+        """The model of `of` for the caller to change; with a new adapter where the recipe wants one."""
+        model, adapter = self.load(of), self.recipe.model.adapter
+        self._model = None
+        if adapter is not None and not has_adapter(model):
+            add_adapter(model, adapter, seed=self.seed("adapter"))
+        return model
 
     def hold(self, of: str, model: PreTrainedModel) -> None:
         """Hold a model whose weights are those of stage `of`, so that it need not be read back."""

@@ -9,7 +9,6 @@ it kept.
 from __future__ import annotations
 
 import errno
-import fcntl
 import importlib.util
 import json
 import platform
@@ -17,8 +16,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,9 +26,10 @@ import torch
 
 from metier.base.clock import now
 from metier.base.config import find_recipe, load_yaml
-from metier.base.errors import ConfigError, DiskFullError, RunLockedError
+from metier.base.errors import ConfigError, DiskFullError
 from metier.base.executor import LocalExecutor
 from metier.base.ids import canonical_json, content_hash
+from metier.base.lock import only_one
 from metier.base.memory import hand_back_freed_memory, keep_freed_memory
 from metier.recipes.context import Context
 from metier.recipes.settings import Recipe
@@ -84,7 +83,10 @@ def run(
     where = Path(folder) if folder is not None else Path("runs") / recipe.name
     try:
         where.mkdir(parents=True, exist_ok=True)
-        with _lock(where), Ledger.open(ledger or where.parent / "ledger.sqlite") as opened:
+        with (
+            only_one(where, "give this run its own --folder"),
+            Ledger.open(ledger or where.parent / "ledger.sqlite") as opened,
+        ):
             return _run(recipe, base, where, opened, listener)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -147,18 +149,6 @@ def _run(recipe: Recipe, base: Path, folder: Path, ledger: Ledger, listener: Lis
     finally:
         log.close()
         tracker.close()
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunLockedError(
-                f"another process is working in {folder}; wait for it, or give this run its own --folder"
-            ) from None
-        yield
 
 
 def _identity(recipe: Recipe, folder: Path) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from metier.base.config import Settings, did_you_mean
+from metier.models.adapters import Adapter
 from metier.records.types import Sampling, Stage
 from metier.train.objectives.policy import ADVANTAGES
 from metier.train.objectives.registry import get_objective
@@ -20,10 +21,10 @@ from metier.train.optimizer import Schedule
 
 __all__ = [
     "BASE",
-    "REJECTION",
     "Demonstrate",
     "Evaluate",
     "ModelSettings",
+    "Overlong",
     "Recipe",
     "Report",
     "Rl",
@@ -33,8 +34,9 @@ __all__ = [
     "TaskSettings",
 ]
 
-REJECTION = "rejection"
 BASE = "base"
+# Methods of an `rl` stage beside the policy gradients, and the objective that each learns by.
+SELECTING = {"rejection": "sft", "best_of_n": "sft", "online_dpo": "dpo"}
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -46,6 +48,7 @@ class ModelSettings(Settings):
     name: str = "smollm2"  # "smollm2", a local folder or a hub id
     renderer: Literal["auto", "chatml", "template"] = "auto"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    adapter: Adapter | None = None  # what every training stage trains, instead of all weights
 
 
 class TaskSettings(Settings):
@@ -111,6 +114,15 @@ class Sft(Settings):
     schedule: Schedule = "cosine"
     warmup: Annotated[int, Field(ge=0)] = 5  # steps
     token_budget: Positive = 1600  # packed tokens of one micro-batch
+    checkpointing: bool = False  # compute layers twice to save memory
+
+
+class Overlong(Settings):
+    """Soft punishment of long episodes: from `limit` - `buffer` tokens on, up to `weight` at `limit`."""
+
+    limit: Positive
+    buffer: Positive
+    weight: Annotated[float, Field(ge=0)] = 1.0
 
 
 class RewardSettings(Settings):
@@ -118,6 +130,8 @@ class RewardSettings(Settings):
 
     success: float = 1.0
     partial: float = 0.0
+    overlong: Overlong | None = None
+    kl: Annotated[float, Field(ge=0)] = 0.0  # times the k1 estimate of KL to the stage's start, taken off
 
 
 class Rl(Settings):
@@ -127,11 +141,15 @@ class Rl(Settings):
     name: str
     of: str
     split: str
-    method: str = "grpo"  # a policy gradient's name, or rejection: SFT on the episodes that succeeded
-    options: dict[str, Any] = Field(default_factory=dict)  # of the policy gradient
+    method: str = "grpo"  # a policy gradient's name, or rejection, best_of_n, online_dpo
+    options: dict[str, Any] = Field(default_factory=dict)  # of the policy gradient, or of dpo
     advantage: Literal["group", "group_unscaled", "leave_one_out", "batch"] | None = None  # the method's unless told
     steps: Positive
     tasks: Positive = 8  # per step
+    resample: Annotated[int, Field(ge=0)] | None = None  # rounds that replace groups without signal; dapo 2, else 0
+    updates: Positive = 1  # optimiser steps that share one step's episodes
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0  # of ppo's advantages
+    lam: Annotated[float, Field(ge=0, le=1)] = 0.95
     group: Positive = 8  # episodes per task
     block: Positive = 4  # tasks of one system prompt that stay together when tasks are shuffled
     lr: Rate = 3e-5
@@ -140,25 +158,44 @@ class Rl(Settings):
     reward: RewardSettings = RewardSettings()
     sampling: SamplingSettings = SamplingSettings()
     token_budget: Positive = 1600
+    checkpointing: bool = False  # compute layers twice to save memory
     eval_every: Annotated[int, Field(ge=0)] = 0  # steps between small evaluations; 0 is never
     eval_split: str = "heldout"
     eval_tasks: Positive = 64
 
     @model_validator(mode="after")
-    def _siblings(self) -> Rl:
-        known = [*(name for name, advantage in ADVANTAGES.items() if advantage != "gae"), REJECTION]
+    def _fits(self) -> Rl:
+        known = [*ADVANTAGES, *SELECTING]
         if self.method not in known:
             raise ValueError(
                 f"there is no method {self.method!r}{did_you_mean(self.method, known)} Known: {', '.join(known)}"
             )
-        if self.method == REJECTION:
-            if self.options or self.advantage:
-                raise ValueError("rejection takes neither options nor advantage")
-            return self
-        get_objective(self.method, **self.options)
-        if self.advantage_kind != "batch" and self.group < 2:
+        if self.objective == "sft" and self.options:
+            raise ValueError(f"{self.method} takes no options")
+        if not self.gradient and (self.advantage or self.reward.kl):
+            raise ValueError(f"{self.method} takes neither advantage nor reward.kl")
+        if self.method == "ppo" and self.advantage:
+            raise ValueError("ppo has its advantages from a value head; leave advantage out")
+        get_objective(self.objective, **self.options)
+        alone = self.method == "rejection" or (self.gradient and self.advantage_kind in ("batch", "gae"))
+        if not alone and self.group < 2:
             raise ValueError(f"{self.method} compares siblings: 'group' must be at least 2")
         return self
+
+    @property
+    def gradient(self) -> bool:
+        """Whether the method is a policy gradient."""
+        return self.method in ADVANTAGES
+
+    @property
+    def objective(self) -> str:
+        """The name of the objective that it learns by."""
+        return SELECTING.get(self.method, self.method)
+
+    @property
+    def rounds(self) -> int:
+        """How often groups without signal are replaced in one step."""
+        return self.resample if self.resample is not None else 2 if self.method == "dapo" else 0
 
     @property
     def advantage_kind(self) -> str:

@@ -4,8 +4,8 @@ Rows of a key-value cache hold the conversations. Every pass extends them all: t
 are speaking by one token, those that were just spoken to by what was said. A finished
 conversation leaves its slot to the next request at once. Shared prefixes are computed
 once in the life of an engine, so an engine must not outlive a change of the weights:
-make a new one after each optimiser step, which costs nothing. There is no copy of the
-weights, so there is nothing to synchronise.
+make a new one after each optimiser step, which costs little. It reads the trainer's own
+weights, so there is nothing to synchronise; on a CPU it packs them for its kernels first.
 
 Each request draws from a generator of its own, so its choices do not depend on its
 neighbours; its log-probabilities do, in the last bits, because matrix products of other
@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from metier.models.attention import hidden_states, use_layouts
 from metier.models.kvcache import ExtendLayout, KVCache, PrefixLayout
+from metier.models.prepack import Prepacked
 from metier.records.types import Sampling
 from metier.rollout.engine import Drawn, OnTurn, Request
 
@@ -49,6 +50,7 @@ class TorchEngine:
         self.model = use_layouts(model)
         self.rows = rows
         self.pass_tokens = pass_tokens  # tokens of one pass, at most
+        self._packed: Prepacked | None = None
         self._cache: KVCache | None = None
         self._prefixes: dict[tuple[int, ...], int] = {}
 
@@ -59,6 +61,14 @@ class TorchEngine:
         """See `Engine.generate`."""
         if not requests:
             return
+        if self._packed is None:
+            self._packed = Prepacked(self.model)
+        with self._packed:
+            self._generate(requests, sampling, stop_ids, on_turn)
+
+    def _generate(
+        self, requests: Sequence[Request], sampling: Sampling, stop_ids: frozenset[int], on_turn: OnTurn
+    ) -> None:
         if self._cache is None or self._cache.rows < min(self.rows, len(requests)):
             self._cache, self._prefixes = KVCache(self.model, min(self.rows, len(requests))), {}
         cache, prefixes = self._cache, self._prefixes

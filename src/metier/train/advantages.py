@@ -16,6 +16,7 @@ __all__ = [
     "kl_penalty",
     "leave_one_out",
     "overlong_penalty",
+    "whitened",
 ]
 
 
@@ -103,3 +104,13 @@ def gae(
         ahead = advantages[t] = delta + gamma * lam * ahead
         next_value = values_T[t]
     return advantages, [a + v for a, v in zip(advantages, values_T, strict=True)]
+
+
+def whitened(advantages_BT: Sequence[Sequence[float]]) -> list[list[float]]:
+    """(A - mean) / standard deviation over all tokens of all episodes; only the mean goes where all are equal."""
+    flat = [a for episode in advantages_BT for a in episode]
+    if not flat:
+        return []
+    mean = math.fsum(flat) / len(flat)
+    spread = math.sqrt(math.fsum((a - mean) ** 2 for a in flat) / len(flat)) or 1.0
+    return [[(a - mean) / spread for a in episode] for episode in advantages_BT]

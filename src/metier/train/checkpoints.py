@@ -31,11 +31,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from metier.base.clock import monotonic
 from metier.base.errors import DataError, DiskFullError
 from metier.base.memory import hand_back_freed_memory
+from metier.models.adapters import fingerprint, has_adapter, merged
+from metier.models.hub import load_tokenizer
 from metier.train.loop import Trainer
 
-__all__ = ["Saver", "load_state", "save_model", "save_state", "weights_hash"]
+__all__ = ["Saver", "export", "load_state", "save_model", "save_state", "weights_hash"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_OTHER, _NUMBER = "state.", "number."
 _STATE = re.compile(r"state-(\d+)")
 
 
@@ -49,8 +52,9 @@ def save_model(
 ) -> str:
     """Write a model that transformers loads, with its chat template; returns `weights_hash`.
 
-    `manifest` goes to `metier.json`, with the hash as `weights_hash`. A folder of that name
-    is replaced. Raises `DiskFullError` and leaves what was there when the disk is full.
+    Of a model with an adapter the adapter alone is written, in peft's layout. `manifest` goes
+    to `metier.json`, with the hash as `weights_hash`. A folder of that name is replaced.
+    Raises `DiskFullError` and leaves what was there when the disk is full.
     """
     with _written(Path(folder)) as partial:
         model.save_pretrained(partial)
@@ -63,8 +67,35 @@ def save_model(
         if getattr(model, "generation_config", None) is not None:  # models that score have none
             model.generation_config.save_pretrained(partial)
         digest = weights_hash(partial)
+        if has_adapter(model):
+            manifest = {**manifest, "base_fingerprint": fingerprint(model)}
         _write_json(partial / "metier.json", {**manifest, "weights_hash": digest})
     return digest
+
+
+def export(folder: str | Path, out: str | Path) -> str:
+    """A checkpoint as a whole model in a folder of its own, an adapter merged into its base; returns `weights_hash`.
+
+    Raises `DataError` where `out` is there already.
+    """
+    source, place = Path(folder), Path(out)
+    if place.exists():
+        raise DataError(f"{place} is there already; choose another place, or remove it")
+    if not (source / "adapter_config.json").is_file():
+        with _written(place) as partial:
+            shutil.copytree(source, partial, dirs_exist_ok=True)
+        return weights_hash(place)
+    noted = source / "metier.json"
+    manifest = json.loads(noted.read_text()) if noted.is_file() else {}
+    manifest = {k: v for k, v in manifest.items() if k not in ("base_fingerprint", "weights_hash")}
+    tokenizer = load_tokenizer(str(source))
+    return save_model(
+        merged(source),
+        tokenizer,
+        place,
+        template=str(tokenizer.chat_template),
+        manifest={**manifest, "merged_from": weights_hash(source)},
+    )
 
 
 def weights_hash(folder: str | Path) -> str:
@@ -95,8 +126,13 @@ def save_state(trainer: Trainer, folder: str | Path, *, keep: int = 1) -> Path:
     tensors: dict[str, Tensor] = {}
     for name, master in zip(masters.names, masters.masters, strict=True):
         tensors[f"master.{name}"] = master.detach()
-        moments = masters.optimizer.state.get(master, {})
-        tensors.update({f"{key}.{name}": moments[key] for key in _MOMENTS if key in moments})
+        for key, value in masters.optimizer.state.get(master, {}).items():
+            if key in _MOMENTS and isinstance(value, Tensor):
+                tensors[f"{key}.{name}"] = value
+            elif isinstance(value, Tensor):  # of eight bits, some of them shared between weights
+                tensors[f"{_OTHER}{key}.{name}"] = value.clone()
+            elif isinstance(value, int):
+                tensors[f"{_NUMBER}{key}.{name}"] = torch.tensor(value)
     with _written(place) as partial:
         file = partial / "state.safetensors"
         save_file(tensors, file)
@@ -172,9 +208,18 @@ def _restore(trainer: Trainer, tensors: dict[str, Tensor], place: Path) -> None:
             raise DataError(f"the state {place} is of another model: {name} differs; give the model it was saved from")
     masters.discard()
     masters.optimizer.state.clear()
+    of_name: dict[str, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(_NUMBER):
+            what, _, name = key.removeprefix(_NUMBER).partition(".")
+            of_name.setdefault(name, {})[what] = int(tensor)
+        else:
+            what, _, name = key.removeprefix(_OTHER).partition(".")
+            if what != "master":
+                of_name.setdefault(name, {})[what] = tensor.to(masters.masters[0].device)
     for name, master in zip(masters.names, masters.masters, strict=True):
         master.copy_(tensors[f"master.{name}"])
-        moments = {k: tensors[f"{k}.{name}"].to(master.device) for k in _MOMENTS if f"{k}.{name}" in tensors}
+        moments = of_name.get(name)
         if moments:
             masters.optimizer.state[master] = moments
     masters.publish()

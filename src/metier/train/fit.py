@@ -27,8 +27,10 @@ from metier.base.clock import monotonic
 from metier.base.config import Settings
 from metier.base.errors import ConfigError, DataError
 from metier.base.ids import content_hash
+from metier.base.lock import only_one
 from metier.base.memory import keep_freed_memory
 from metier.base.seeds import rng_for
+from metier.models.adapters import Adapter, add_adapter, has_adapter
 from metier.models.hub import load_model, load_scorer, load_tokenizer
 from metier.models.renderer import get_renderer
 from metier.records.events import EventLog, Listener
@@ -38,6 +40,7 @@ from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.preferences import kto_point
 from metier.train.objectives.protocol import Objective
 from metier.train.objectives.registry import get_objective
+from metier.train.optimizer import OptimizerName
 from metier.train.packing import Example, ends_in_loss
 from metier.train.score import score
 
@@ -71,6 +74,9 @@ class FitSettings(Settings):
     max_length: Positive = 2048  # tokens of a row
     too_long: TooLong = "error"
     token_budget: Positive = 1600  # packed tokens of one micro-batch
+    adapter: Adapter | None = None  # train a LoRA adapter instead of all weights
+    optimizer: OptimizerName = "adamw"
+    checkpointing: bool = False  # compute layers twice to save memory
     save_seconds: Annotated[float, Field(ge=0)] = 60.0
 
 
@@ -85,13 +91,25 @@ def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str,
             f"{settings.objective!r} learns from episodes, not from a file; name it as the method of an `rl` stage "
             "of a recipe and run `metier run`"
         )
+    if settings.adapter is not None and objective.output == "scores":
+        raise ConfigError(f"{settings.objective!r} trains a score head with all weights; leave adapter out")
     rows = read_rows(settings.data)
     out = Path(settings.out)
     identity = {"config": settings.model_dump(mode="json"), "data_hash": content_hash([dict(row) for row in rows])}
-    _claim(out, identity)
-    done = _done(out)
-    if done is not None:
-        return done
+    out.mkdir(parents=True, exist_ok=True)
+    with only_one(out, "choose another out"):
+        _claim(out, identity)
+        return _done(out) or _fit(settings, objective, rows, out, identity, on_event)
+
+
+def _fit(
+    settings: FitSettings,
+    objective: Objective,
+    rows: Sequence[Mapping[str, Any]],
+    out: Path,
+    identity: Mapping[str, Any],
+    on_event: Listener | None,
+) -> dict[str, Any]:
     keep_freed_memory()
     tokenizer = load_tokenizer(settings.model)
     renderer = get_renderer(tokenizer, settings.renderer)
@@ -105,7 +123,8 @@ def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str,
         torch.manual_seed(settings.seed)  # the new head is random
         model = load_scorer(settings.model, heads=settings.heads, dtype=dtype)
     else:
-        model = load_model(settings.model, dtype=dtype)
+        quantize = "none" if settings.adapter is None else settings.adapter.quantize
+        model = load_model(settings.model, dtype=dtype, quantize=quantize)
     per_epoch = math.ceil(len(units) / settings.batch)
     steps = min(per_epoch * settings.epochs, settings.max_steps or per_epoch * settings.epochs)
     with EventLog(out, [on_event] if on_event else []) as log:
@@ -122,6 +141,8 @@ def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str,
             if objective.rows == "judged":
                 strangers = _strangers(units)
                 strangers = [u[0] for u in _with_reference(model, [[e] for e in strangers], settings)]
+        if settings.adapter is not None and not has_adapter(model):  # an adapter that is there learns on
+            add_adapter(model, settings.adapter, seed=settings.seed)
         trainer = Trainer(
             model,
             TrainSettings(
@@ -132,6 +153,8 @@ def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str,
                 weight_decay=settings.weight_decay,
                 clip=settings.clip,
                 token_budget=settings.token_budget,
+                optimizer=settings.optimizer,
+                checkpointing=settings.checkpointing,
             ),
             objective,
             teacher=teacher,
@@ -174,7 +197,6 @@ def _claim(out: Path, identity: Mapping[str, Any]) -> None:
         if json.loads(file.read_text()) != identity:
             raise ConfigError(f"{out} holds a training of other settings or data; choose another out, or remove it")
         return
-    out.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(identity))
     partial.rename(file)

@@ -21,9 +21,12 @@ from metier.base.config import Settings
 from metier.base.errors import DataError
 from metier.models.attention import hidden_states, use_layouts
 from metier.models.divergence import token_divergence
+from metier.models.flops import peak_flops, step_flops
+from metier.models.lean import checkpoint_layers
 from metier.models.logprobs import token_logprobs
+from metier.models.values import value_of
 from metier.train.objectives.protocol import DivergenceObjective, Objective
-from metier.train.optimizer import DivergedError, Masters, Schedule, schedule
+from metier.train.optimizer import DivergedError, Masters, OptimizerName, Schedule, schedule
 from metier.train.packing import Example, Packed, pack, split_micro
 
 __all__ = ["TrainSettings", "Trainer"]
@@ -41,6 +44,8 @@ class TrainSettings(Settings):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     token_budget: int = Field(default=2400, ge=1)  # packed tokens of a micro-batch
+    optimizer: OptimizerName = "adamw"
+    checkpointing: bool = False  # compute layers twice to save memory
 
 
 class Trainer:
@@ -59,6 +64,8 @@ class Trainer:
             raise DataError(f"objective {objective.name!r} {'takes no' if teacher is not None else 'needs a'} teacher")
         if objective.output == "scores" and not hasattr(model, "score"):
             raise DataError(f"objective {objective.name!r} needs a model with a score head; load it by `load_scorer`")
+        if objective.output == "actor_critic" and not hasattr(model, "value_head"):
+            raise DataError(f"objective {objective.name!r} needs a model with a value head; see `add_value_head`")
         self.model = use_layouts(model)
         self.teacher = None if teacher is None else use_layouts(teacher)
         self.settings = settings
@@ -70,7 +77,10 @@ class Trainer:
             eps=settings.eps,
             weight_decay=settings.weight_decay,
             clip=settings.clip,
+            kind=settings.optimizer,
         )
+        if settings.checkpointing:
+            checkpoint_layers(model)
         self.step_number = 0  # optimiser steps taken
 
     def step(self, examples: Sequence[Example], *, among: int | None = None) -> dict[str, float]:
@@ -80,10 +90,10 @@ class Trainer:
         it counts where the objective divides by examples.
 
         Keys: loss, grad_norm, lr, tokens (shared prefixes counted for each example),
-        packed_tokens (as computed), loss_tokens, seconds, tokens_per_s, and the
-        objective's metrics as means over labels. Raises `DataError` when no token carries
-        loss and `DivergedError`, with the weights untouched, when loss or gradient is not
-        finite.
+        packed_tokens (as computed), loss_tokens, seconds, tokens_per_s, mfu (see
+        `metier.models.flops`), and the objective's metrics as means over labels. Raises
+        `DataError` when no token carries loss and `DivergedError`, with the weights
+        untouched, when loss or gradient is not finite.
         """
         began = monotonic()
         where = f" at step {self.step_number + 1}, batch of {len(examples)} examples"
@@ -96,7 +106,15 @@ class Trainer:
         grad_norm = self.masters.step(lr, where=where)
         self.step_number += 1
         seconds = monotonic() - began
-        return {**sums, "grad_norm": grad_norm, "lr": lr, "seconds": seconds, "tokens_per_s": sums["tokens"] / seconds}
+        rate = sums.pop("flops") / seconds
+        return {
+            **sums,
+            "grad_norm": grad_norm,
+            "lr": lr,
+            "seconds": seconds,
+            "tokens_per_s": sums["tokens"] / seconds,
+            "mfu": rate / peak_flops(str(self.model.device), self.model.dtype),
+        }
 
     def skip(self) -> None:
         """Count a step in which there was nothing to learn; the weights stay as they are."""
@@ -113,7 +131,7 @@ class Trainer:
             )
         denominator = self.objective.denominator(loss_tokens=loss_tokens, examples=among or len(examples))
         heads = self.model.config.get_text_config().num_attention_heads
-        loss_sum, packed_tokens = 0.0, 0
+        loss_sum, packed_tokens, flops = 0.0, 0, 0.0
         sums: dict[str, float] = {}
         self.masters.discard()
         for micro in split_micro(useful, self.settings.token_budget):
@@ -124,6 +142,7 @@ class Trainer:
             self.masters.accumulate()
             loss_sum += float(loss.detach())
             packed_tokens += batch.packed_tokens
+            flops += step_flops(self.model, tokens=batch.packed_tokens, labels=len(batch.targets_M), pairs=batch.pairs)
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0.0) + value
         labels = sums.pop("labels")
@@ -133,6 +152,7 @@ class Trainer:
             "tokens": float(sum(len(e.token_ids) for e in useful)),
             "packed_tokens": float(packed_tokens),
             "loss_tokens": float(loss_tokens),
+            "flops": flops,
         }
 
     def _values(self, batch: Packed) -> tuple[Tensor, Tensor]:
@@ -144,7 +164,10 @@ class Trainer:
             return scores_MK, scores_MK.new_zeros(len(scores_MK))
         head_VE = self.model.get_output_embeddings().weight
         if self.teacher is None:
-            return token_logprobs(hidden_ME, head_VE, batch.targets_M)
+            logprobs_M, entropy_M = token_logprobs(hidden_ME, head_VE, batch.targets_M)
+            if self.objective.output == "actor_critic":
+                return torch.stack([logprobs_M, value_of(self.model, hidden_ME)], 1), entropy_M
+            return logprobs_M, entropy_M
         assert isinstance(self.objective, DivergenceObjective)
         with torch.no_grad():
             taught_TF = hidden_states(self.teacher, batch.input_ids_T, batch.position_ids_T, batch.layout)

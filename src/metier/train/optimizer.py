@@ -4,21 +4,28 @@ A bf16 weight of size 1 cannot hold a change smaller than 1/256, so the optimise
 fp32 copies and writes them back, rounded, after each step. Gradients of micro-batches are
 added in fp32. Weights that are fp32 or fp64 already are their own masters.
 
+A copy starts anywhere in the interval that rounds to its weight, drawn from a fixed seed.
+Started in the middle, as a plain cast does, no weight would move before its updates add up
+to half a step of bf16, and a short training at a small learning rate would change almost
+nothing; so the share of weights that move is in proportion to the update from the first
+step on.
+
 Left out: sharding, offloading, parameter groups.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from metier.base.errors import MetierError
+from metier.base.errors import ConfigError, MetierError
 
-__all__ = ["DivergedError", "Masters", "Schedule", "schedule"]
+__all__ = ["DivergedError", "Masters", "OptimizerName", "Schedule", "scattered", "schedule"]
 
+OptimizerName = Literal["adamw", "adamw8bit"]
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 
 
@@ -41,20 +48,25 @@ class Masters:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         clip: float = 1.0,
+        kind: OptimizerName = "adamw",
     ) -> None:
-        """`clip` bounds the global gradient norm; 0 leaves it alone."""
+        """`clip` bounds the global gradient norm; 0 leaves it alone. `ConfigError` where `kind` cannot be had."""
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]  # tied weights once
         self.names = [n for n, _ in named]
         self.params: list[Tensor] = [p for _, p in named]
         self.masters: list[Tensor] = [
-            p if p.dtype in (torch.float32, torch.float64) else p.detach().float().requires_grad_() for p in self.params
+            p if p.dtype in (torch.float32, torch.float64) else scattered(p, seed).requires_grad_()
+            for seed, p in enumerate(self.params)
         ]
         self._copies = [(m, p) for m, p in zip(self.masters, self.params, strict=True) if m is not p]
         self._fresh = True  # no gradient has been accumulated since the last step
         self.clip = clip
-        self.optimizer = torch.optim.AdamW(
-            self.masters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
-        )
+        given: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        self.optimizer: torch.optim.Optimizer
+        if kind == "adamw":
+            self.optimizer = torch.optim.AdamW(self.masters, **given, fused=True)
+        else:
+            self.optimizer = _eight_bit()(self.masters, **given)
 
     @torch.no_grad()
     def accumulate(self) -> None:
@@ -106,6 +118,31 @@ class Masters:
         for param in self.params:
             param.grad = None
         self._fresh = True
+
+
+def _eight_bit() -> Any:
+    """AdamW with moments of eight bits, arXiv:2110.02861."""
+    try:
+        from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise ConfigError(
+            "optimizer adamw8bit needs the package bitsandbytes; run: pip install bitsandbytes"
+        ) from error
+    return AdamW8bit
+
+
+@torch.no_grad()
+def scattered(weight: Tensor, seed: int) -> Tensor:
+    """float32 values, uniform over what rounds to each value of a narrower `weight`."""
+    infinity = torch.full_like(weight, math.inf)
+    above, below = torch.nextafter(weight, infinity), torch.nextafter(weight, -infinity)
+    wide = weight.float()
+    step = torch.minimum(above.float() - wide, wide - below.float())
+    del infinity, above, below
+    generator = torch.Generator(device=weight.device).manual_seed(seed)
+    # a little less than half a step to each side, so that float32 rounding cannot cross over
+    where = torch.rand(weight.shape, generator=generator, device=weight.device).sub_(0.5).mul_(0.999)
+    return wide.add_(where.mul_(step))
 
 
 def schedule(kind: Schedule, step: int, steps: int, warmup: int) -> float:

@@ -27,6 +27,17 @@ from metier.models.attention import ForestLayout, Span
 __all__ = ["Example", "Packed", "ends_in_loss", "pack", "split_micro"]
 
 
+_PER_LABEL = (
+    "sampler_logprobs",
+    "old_logprobs",
+    "reference_logprobs",
+    "returns",
+    "old_values",
+    "weight",
+    "advantage",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One token sequence to learn from."""
@@ -39,6 +50,8 @@ class Example:
     sampler_logprobs: tuple[float, ...] = ()  # nats, one for each label in order; () where nobody sampled it
     old_logprobs: tuple[float, ...] = ()  # by the policy when the step's episodes were taken; () for now
     reference_logprobs: tuple[float, ...] = ()  # by the reference model; () where there is none
+    returns: tuple[float, ...] = ()  # what a value head should say before each label; () where there is none
+    old_values: tuple[float, ...] = ()  # what it said when the step's episodes were taken
     target: float = 0.0  # of the whole example; preferences: 1 the better side, 0 the worse
     margin: float = 0.0  # by how much the better side should lead
     unit: str = ""  # examples of one unit are compared with each other, so they share a micro-batch
@@ -60,7 +73,7 @@ class Example:
             raise DataError(
                 f"{name} has cuts {self.cuts}; they must increase and lie within its {len(self.token_ids)} tokens"
             )
-        for what in ("sampler_logprobs", "old_logprobs", "reference_logprobs", "weight", "advantage"):
+        for what in _PER_LABEL:
             given = getattr(self, what)
             if isinstance(given, tuple) and given and len(given) != self.labels:
                 raise DataError(f"{name}: {self.labels} labels, {len(given)} values of {what}; give one each")
@@ -86,12 +99,15 @@ class Packed:
     sampler_logprobs_M: Tensor  # float64; NaN where nobody sampled the label
     old_logprobs_M: Tensor  # float64; NaN where they are those of now
     reference_logprobs_M: Tensor  # float64; NaN where there is no reference
+    returns_M: Tensor  # float64; NaN where there is no value head
+    old_values_M: Tensor  # float64; likewise
     target_B: Tensor  # float64, one for each example
     margin_B: Tensor  # float64
     unit_B: Tensor  # the example's unit, numbered from 0 in order of appearance
     examples: int  # B
     tokens: int  # with shared prefixes counted once per example
     packed_tokens: int  # T
+    pairs: int  # of a token and one that it sees, itself included
 
     @property
     def labels_B(self) -> Tensor:
@@ -168,12 +184,15 @@ def pack(examples: Sequence[Example], *, heads: int, device: torch.device | str 
         sampler_logprobs_M=per_label("sampler_logprobs", torch.float64),
         old_logprobs_M=per_label("old_logprobs", torch.float64),
         reference_logprobs_M=per_label("reference_logprobs", torch.float64),
+        returns_M=per_label("returns", torch.float64),
+        old_values_M=per_label("old_values", torch.float64),
         target_B=per_example([e.target for e in examples]),
         margin_B=per_example([e.margin for e in examples]),
         unit_B=torch.tensor(unit_of, dtype=torch.long, device=device),
         examples=len(examples),
         tokens=sum(len(e.token_ids) for e in examples),
         packed_tokens=len(ids),
+        pairs=sum(s.length * d + s.length * (s.length + 1) // 2 for d, s in zip(depths, spans, strict=True)),
     )
 
 

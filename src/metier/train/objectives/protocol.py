@@ -25,7 +25,7 @@ class Objective(Protocol):
         ...
 
     @property
-    def output(self) -> Literal["logprobs", "scores", "divergence"]:
+    def output(self) -> Literal["logprobs", "scores", "divergence", "actor_critic"]:
         """What the model gives it at each label."""
         ...
 
@@ -49,7 +49,7 @@ class Objective(Protocol):
         """The micro-batch's share of the step's loss, and metrics as sums over its labels.
 
         The values are `output`: log-probabilities of the labels, divergences from a teacher,
-        or scores of shape (M, heads).
+        scores of shape (M, heads), or log-probabilities beside a value head's values, (M, 2).
 
         Shares and sums of several micro-batches may be added; `labels` in the metrics is
         the number of labels, by which the other sums become means.

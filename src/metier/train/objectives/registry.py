@@ -33,6 +33,7 @@ BUILT_IN = {
     "sft": "metier.train.objectives.sft:Sft",
     "simpo": "metier.train.objectives.preferences:Simpo",
     **dict.fromkeys(PRESETS, "metier.train.objectives.policy:PolicyGradient"),
+    "ppo": "metier.train.objectives.ppo:Ppo",
 }
 _registered: dict[str, Callable[..., Objective]] = {}
 

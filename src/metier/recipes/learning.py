@@ -1,0 +1,92 @@
+"""What the stages that train share: examples cut where prefixes end, their order, saving, publishing."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
+
+from metier.base.clock import now
+from metier.recipes.context import Context
+from metier.recipes.settings import Rl, Sft
+from metier.records.types import Checkpoint, Task
+from metier.train.checkpoints import Saver, save_model
+from metier.train.loop import Trainer
+
+__all__ = ["cuts", "in_blocks", "publish", "saver_of"]
+
+T = TypeVar("T")
+
+
+def cuts(context: Context, task: Task) -> tuple[int, ...]:
+    """Where tokens that other episodes share may end: after the system prompt, after the request."""
+    prompt = context.renderer.render(task.messages, task.tools, prompt=True)
+    return tuple(sorted({prompt.prefix, len(prompt.token_ids)} - {0}))
+
+
+def saver_of(context: Context, stage: str, trainer: Trainer) -> Saver:
+    """Keeps the trainer's state in the run folder; goes on from the newest one where there is one."""
+    saver = Saver(trainer, context.folder / "state" / stage, context.recipe.save_seconds)
+    if saver.resume():
+        context.emit(stage, "note", text=f"continues after step {trainer.step_number}")
+    return saver
+
+
+def publish(context: Context, stage: Sft | Rl, trainer: Trainer, dataset: str, metrics: Mapping[str, float]) -> str:
+    """Write the checkpoint of a finished training stage, in Hugging Face layout."""
+    config = stage.model_dump(mode="json")
+    parent = context.checkpoint_id(stage.of)
+    folder = context.folder / "checkpoints" / stage.name
+    checkpoint_id = context.checkpoint_id(stage.name)
+    manifest = {
+        "id": checkpoint_id,
+        "run": context.run_id,
+        "stage": stage.name,
+        "parent": parent,
+        "datasets": [dataset],
+    }
+    weights_hash = save_model(
+        trainer.model,
+        context.tokenizer,
+        folder,
+        template=context.renderer.template,
+        manifest={**manifest, "config": config},
+    )
+    context.ledger.add_checkpoint(
+        Checkpoint(
+            id=checkpoint_id,
+            run_id=context.run_id,
+            stage=stage.name,
+            step=trainer.step_number,
+            path=f"checkpoints/{stage.name}",
+            parent=parent,
+            dataset_ids=(dataset,),
+            objective="sft" if isinstance(stage, Sft) else stage.method,
+            config=config,
+            code_version=context.ledger.run(context.run_id).code_version,
+            weights_hash=weights_hash,
+            metrics={k: v for k, v in metrics.items() if math.isfinite(v)},
+            created_at=now(),
+        )
+    )
+    return weights_hash
+
+
+def in_blocks(items: Sequence[T], shared: Callable[[T], Hashable], block: int, rng: random.Random) -> list[T]:
+    """A shuffle that keeps up to `block` items that share a system prompt together.
+
+    A shared system prompt is computed once per batch, so blocks of one prompt cost less
+    than a full shuffle; the blocks themselves come in random order. What is left over of
+    each prompt comes last, so that batches of a block's size hold whole blocks.
+    """
+    sharing: dict[Hashable, list[T]] = {}
+    for item in items:
+        sharing.setdefault(shared(item), []).append(item)
+    blocks: list[list[T]] = []
+    for siblings in sharing.values():
+        rng.shuffle(siblings)
+        blocks.extend(siblings[i : i + block] for i in range(0, len(siblings), block))
+    rng.shuffle(blocks)
+    blocks.sort(key=lambda some: len(some) < block)
+    return [item for some in blocks for item in some]

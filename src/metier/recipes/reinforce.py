@@ -1,0 +1,406 @@
+"""The stage `rl`: sample groups of episodes, verify them, learn from the verdicts, again and again.
+
+What a step learns from depends on the method: a policy gradient from advantages of all
+episodes; `rejection` from those that succeeded; `best_of_n` from the best of each group;
+`online_dpo` from the best of each group against its worst. Everything else is shared.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from metier.base.clock import monotonic, now
+from metier.base.ids import derive_id
+from metier.base.seeds import rng_for
+from metier.evaluate.suites import evaluate, summary
+from metier.feedback.rewards import RewardPolicy, success
+from metier.feedback.verify import verify_episodes
+from metier.models.adapters import adapter_weights, has_adapter, holding
+from metier.models.values import add_value_head, drop_value_head
+from metier.recipes.context import Context
+from metier.recipes.learning import cuts, in_blocks, publish, saver_of
+from metier.recipes.settings import Rl
+from metier.records.types import DatasetManifest, Episode, Feedback, Group, Task, to_plain
+from metier.rollout.episodes import Plan, plan_id, run_episodes
+from metier.train.advantages import advantages, gae, kl_penalty, overlong_penalty, whitened
+from metier.train.loop import Trainer, TrainSettings
+from metier.train.objectives.registry import get_objective
+from metier.train.packing import Example
+from metier.train.score import score, values
+
+__all__ = ["reinforce"]
+
+Scorer = Callable[[Sequence[Example]], list[tuple[float, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampled:
+    """The episodes of one task, with what they earned."""
+
+    task: Task
+    episodes: Sequence[Episode]
+    rewards: tuple[float | None, ...]
+    won: tuple[bool, ...]
+    scored: tuple[bool, ...]
+
+    def record(self) -> Group:
+        """As the ledger keeps it."""
+        ids = tuple(e.id for e in self.episodes)
+        return Group(id=str(self.episodes[0].group_id), task_id=self.task.id, episode_ids=ids)
+
+    @property
+    def flat(self) -> bool:
+        """Whether all rewards are equal, so that no episode is better than another."""
+        return len({r for r in self.rewards if r is not None}) < 2
+
+
+def reinforce(context: Context, settings: Rl) -> Mapping[str, Any]:
+    """Carry out the stage."""
+    supply = _Supply(context, settings)
+    objective = get_objective(settings.objective, **settings.options)
+    model = context.take(settings.of)
+    if objective.output == "actor_critic":
+        add_value_head(model)
+    trainer = Trainer(
+        model,
+        TrainSettings(
+            lr=settings.lr,
+            schedule=settings.schedule,
+            warmup=settings.warmup,
+            steps=settings.steps * settings.updates,
+            token_budget=settings.token_budget,
+            checkpointing=settings.checkpointing,
+        ),
+        objective,
+    )
+    wants_reference = objective.needs_reference or settings.reward.kl > 0
+    reference = _reference(context, settings, trainer) if wants_reference else None
+    saver = saver_of(context, settings.name, trainer)
+    metrics: dict[str, float] = {}
+    while trainer.step_number < settings.steps * settings.updates:
+        step = trainer.step_number // settings.updates
+        metrics = _step(context, settings, trainer, step, supply, reference)
+        context.emit(settings.name, "step", step=step + 1, steps=settings.steps, **metrics)
+        if settings.eval_every and (step + 1) % settings.eval_every == 0 and step + 1 < settings.steps:
+            _look(context, settings, trainer, step + 1)
+        saver.after_step()
+    drop_value_head(trainer.model)
+    context.hold(settings.name, trainer.model)
+    dataset = _dataset(context, settings)
+    weights_hash = publish(context, settings, trainer, dataset, metrics)
+    return {"checkpoint": context.checkpoint_id(settings.name), "weights_hash": weights_hash, "steps": settings.steps}
+
+
+class _Supply:
+    """The tasks of each step, and those that replace tasks without signal; the same on every start."""
+
+    def __init__(self, context: Context, settings: Rl) -> None:
+        self.settings = settings
+        wanted = settings.steps * settings.tasks * (1 + settings.rounds)
+        tasks = context.tasks(settings.split, wanted)
+        context.refuse_overlap(tasks, f"stage {settings.name!r}")
+        context.ledger.add_tasks(list({t.id: t for t in tasks}.values()))
+        rng = rng_for(context.recipe.seed, settings.name)
+        order = in_blocks(tasks, lambda task: str(task.messages[0].content), settings.block, rng)
+        # a small file: go through it again and again
+        self.tasks = list(itertools.islice(itertools.cycle(order), wanted))
+
+    def first(self, step: int) -> list[Task]:
+        """What a step begins with."""
+        n = self.settings.tasks
+        return self.tasks[step * n : (step + 1) * n]
+
+    def more(self, step: int, round_: int) -> list[Task]:
+        """What may replace tasks without signal in that round, counted from 1."""
+        s = self.settings
+        start = s.steps * s.tasks + (step * s.rounds + round_ - 1) * s.tasks
+        return self.tasks[start : start + s.tasks]
+
+
+def _reference(context: Context, settings: Rl, trainer: Trainer) -> Scorer:
+    """Log-probabilities under the weights that the stage starts from: a small copy where only an adapter learns."""
+    if has_adapter(trainer.model):
+        start = adapter_weights(trainer.model)
+
+        def with_start(examples: Sequence[Example]) -> list[tuple[float, ...]]:
+            with holding(trainer.model, start):
+                return score(trainer.model, examples, token_budget=settings.token_budget)
+
+        return with_start
+    return functools.partial(score, context.take(settings.of), token_budget=settings.token_budget)
+
+
+def _step(
+    context: Context, settings: Rl, trainer: Trainer, step: int, supply: _Supply, reference: Scorer | None
+) -> dict[str, float]:
+    """Sample, verify and learn. A step without any signal leaves the weights as they are."""
+    began = monotonic()
+    groups = _sample(context, settings, trainer, step, supply.first(step), 0)
+    for round_ in range(1, settings.rounds + 1):
+        lacking = settings.tasks - sum(not group.flat for group in groups)
+        if lacking <= 0:
+            break
+        groups += _sample(context, settings, trainer, step, supply.more(step, round_)[:lacking], round_)
+    sampled = monotonic()
+    metrics = _told(groups, sampled - began)
+    examples = _base_examples(context, groups)
+    if reference is not None:
+        found = reference(examples)
+        examples = [replace(e, reference_logprobs=p) for e, p in zip(examples, found, strict=True)]
+    learned = _LESSONS.get(settings.method, _advantaged)(settings, trainer, groups, examples)
+    metrics.update(_learn(settings, trainer, learned, sum(r is not None for g in groups for r in g.rewards)))
+    metrics["train_seconds"] = monotonic() - sampled
+    return metrics
+
+
+def _learn(settings: Rl, trainer: Trainer, examples: Sequence[Example], scored: int) -> dict[str, float]:
+    """The step's optimiser updates, each over a part of the examples; the means of what they tell."""
+    if settings.updates > 1 and settings.gradient:  # from the second update on, the policy is not the old one
+        old = score(trainer.model, examples, token_budget=settings.token_budget)
+        examples = [replace(e, old_logprobs=p) for e, p in zip(examples, old, strict=True)]
+    told: list[dict[str, float]] = []
+    for part in _parts(examples, settings.updates):
+        if part:
+            among = max(len(part), round(scored * len(part) / len(examples))) if settings.gradient else None
+            told.append(trainer.step(part, among=among))
+        else:
+            trainer.skip()
+    return {key: statistics.fmean(t[key] for t in told) for key in told[0]} if told else {}
+
+
+def _parts(examples: Sequence[Example], n: int) -> list[list[Example]]:
+    """The examples in `n` parts of about equal size; those of one unit stay together."""
+    units: dict[str, list[Example]] = {}
+    for number, example in enumerate(examples):
+        units.setdefault(example.unit or str(number), []).append(example)
+    whole = list(units.values())
+    bounds = [len(whole) * k // n for k in range(n + 1)]
+    return [[e for unit in whole[a:b] for e in unit] for a, b in itertools.pairwise(bounds)]
+
+
+# --- sampling --------------------------------------------------------------------------
+
+
+def _sample(
+    context: Context, settings: Rl, trainer: Trainer, step: int, tasks: Sequence[Task], round_: int
+) -> list[_Sampled]:
+    """A group of episodes for each task, verified and kept in the ledger."""
+    plans = []
+    for n, task in enumerate(tasks):
+        place = round_ * settings.tasks + n
+        group = derive_id("group", context.run_id, settings.name, step, place)
+        for index in range(settings.group):
+            plans.append(
+                Plan(
+                    id=plan_id(context.run_id, settings.name, step, place, index),
+                    task=task,
+                    seed=context.seed(settings.name, step, place, index),
+                    index=index,
+                    group_id=group,
+                )
+            )
+    episodes = run_episodes(
+        context.engine(trainer.model),
+        context.renderer,
+        plans,
+        sampling=settings.sampling.record(),
+        weights=context.weights(settings.name, step),
+        run_id=context.run_id,
+        stage=settings.name,
+    )
+    feedback = verify_episodes({t.id: t for t in tasks}, episodes, context.executor, run_id=context.run_id)
+    context.ledger.add_episodes(episodes)
+    context.ledger.add_feedback(feedback)
+    about: dict[str, list[Feedback]] = {}
+    for item in feedback:
+        about.setdefault(item.about[0], []).append(item)
+    groups = []
+    for n, task in enumerate(tasks):
+        own = episodes[n * settings.group : (n + 1) * settings.group]
+        verdicts = [success(about.get(e.id, [])) for e in own]
+        groups.append(
+            _Sampled(
+                task=task,
+                episodes=own,
+                rewards=tuple(_reward(settings, e, about.get(e.id, [])) for e in own),
+                won=tuple(v == 1.0 for v in verdicts),
+                scored=tuple(v is not None for v in verdicts),
+            )
+        )
+    context.ledger.add_groups([group.record() for group in groups])
+    return groups
+
+
+def _reward(settings: Rl, episode: Episode, feedback: Sequence[Feedback]) -> float | None:
+    earned = RewardPolicy(success=settings.reward.success, partial=settings.reward.partial).reward(feedback)
+    overlong = settings.reward.overlong
+    if earned is None or overlong is None:
+        return earned
+    return earned + overlong.weight * overlong_penalty(episode.cost.completion_tokens, overlong.limit, overlong.buffer)
+
+
+def _told(groups: Sequence[_Sampled], seconds: float) -> dict[str, float]:
+    """What the step's log says about its episodes."""
+    episodes = [e for g in groups for e in g.episodes]
+    lengths = sorted(e.cost.completion_tokens for e in episodes)
+    rewards = sorted(r for g in groups for r in g.rewards if r is not None)
+    won = [float(w) for g in groups for w, scored in zip(g.won, g.scored, strict=True) if scored]
+    return {
+        "reward": statistics.fmean(rewards) if rewards else math.nan,
+        "reward_std": statistics.pstdev(rewards) if rewards else math.nan,
+        "success": statistics.fmean(won) if won else math.nan,
+        "episodes": len(episodes),
+        "unscored": len(episodes) - len(rewards),
+        "groups": len(groups),
+        "groups_without_variance": sum(g.flat for g in groups),
+        "completion_tokens_mean": statistics.fmean(lengths),
+        **{f"completion_tokens_p{q}": float(_percentile(lengths, q)) for q in (10, 50, 90)},
+        **{f"reward_p{q}": _percentile(rewards, q) for q in (10, 50, 90) if rewards},
+        "sample_seconds": seconds,
+        "sample_tokens_per_s": sum(lengths) / max(seconds, 1e-9),
+    }
+
+
+def _percentile(ranked: Sequence[float], percent: int) -> float:
+    """The nearest-rank percentile of sorted values."""
+    return ranked[max(0, math.ceil(percent / 100 * len(ranked)) - 1)]
+
+
+# --- what is learned from ---------------------------------------------------------------
+
+
+def _base_examples(context: Context, groups: Sequence[_Sampled]) -> list[Example]:
+    """One example for each episode, in order, as it was sampled."""
+    made = []
+    for group in groups:
+        ends = cuts(context, group.task)
+        for e in group.episodes:
+            own = tuple(p for p, mine in zip(e.sampler_logprobs, e.loss_mask, strict=True) if mine)
+            made.append(
+                Example(token_ids=e.token_ids, loss_mask=e.loss_mask, cuts=ends, sampler_logprobs=own, key=e.id)
+            )
+    return made
+
+
+def _advantaged(
+    settings: Rl, trainer: Trainer, groups: Sequence[_Sampled], examples: Sequence[Example]
+) -> list[Example]:
+    """Every episode that is better or worse than what was to be expected."""
+    rewards = [list(group.rewards) for group in groups]
+    if settings.advantage_kind == "gae":
+        return _with_values(settings, trainer, [r for group in rewards for r in group], examples)
+    if settings.reward.kl:
+        flat = iter(examples)
+        for group in rewards:
+            for n, (reward, e) in enumerate(zip(group, itertools.islice(flat, len(group)), strict=True)):
+                if reward is not None:
+                    group[n] = reward + kl_penalty(e.sampler_logprobs, e.reference_logprobs, settings.reward.kl)
+    found = [a for group in advantages(settings.advantage_kind, rewards) for a in group]
+    return [replace(e, advantage=a) for e, a in zip(examples, found, strict=True) if a]
+
+
+def _with_values(
+    settings: Rl, trainer: Trainer, rewards: Sequence[float | None], examples: Sequence[Example]
+) -> list[Example]:
+    """Generalised advantages, one for each token, against the value head; whitened over the step."""
+    useful = [(e, r) for e, r in zip(examples, rewards, strict=True) if r is not None and e.labels]
+    predicted = values(trainer.model, [e for e, _ in useful], token_budget=settings.token_budget)
+    made, gains = [], []
+    for (e, reward), before in zip(useful, predicted, strict=True):
+        earned = [0.0] * e.labels
+        if settings.reward.kl:
+            drift = zip(e.sampler_logprobs, e.reference_logprobs, strict=True)
+            earned = [-settings.reward.kl * (own - other) for own, other in drift]
+        earned[-1] += reward
+        advantage, returns = gae(earned, before, gamma=settings.gamma, lam=settings.lam)
+        made.append(replace(e, returns=tuple(returns), old_values=before))
+        gains.append(advantage)
+    return [replace(e, advantage=tuple(a)) for e, a in zip(made, whitened(gains), strict=True)]
+
+
+def _won(settings: Rl, trainer: Trainer, groups: Sequence[_Sampled], examples: Sequence[Example]) -> list[Example]:
+    """Every episode that succeeded."""
+    return [e for e, won in zip(examples, (w for g in groups for w in g.won), strict=True) if won]
+
+
+def _best(settings: Rl, trainer: Trainer, groups: Sequence[_Sampled], examples: Sequence[Example]) -> list[Example]:
+    """The best of each group, where it earned anything."""
+    flat = iter(examples)
+    chosen = []
+    for group in groups:
+        own = list(itertools.islice(flat, len(group.episodes)))
+        reward, n = max((r, -n) for n, r in enumerate([-math.inf if r is None else r for r in group.rewards]))
+        if reward > 0:
+            chosen.append(own[-n])
+    return chosen
+
+
+def _pairs(settings: Rl, trainer: Trainer, groups: Sequence[_Sampled], examples: Sequence[Example]) -> list[Example]:
+    """The best of each group against its worst, where they differ."""
+    flat = iter(examples)
+    chosen = []
+    for number, group in enumerate(groups):
+        own = list(itertools.islice(flat, len(group.episodes)))
+        ranked = sorted((r, n) for n, r in enumerate(group.rewards) if r is not None)
+        if not group.flat:
+            (_, worst), (_, best) = ranked[0], ranked[-1]
+            chosen.append(replace(own[best], unit=str(number), target=1.0))
+            chosen.append(replace(own[worst], unit=str(number), target=0.0))
+    return chosen
+
+
+_LESSONS: Mapping[str, Callable[[Rl, Trainer, Sequence[_Sampled], Sequence[Example]], list[Example]]] = {
+    "rejection": _won,
+    "best_of_n": _best,
+    "online_dpo": _pairs,
+}
+
+
+# --- looking, and keeping ---------------------------------------------------------------
+
+
+def _look(context: Context, settings: Rl, trainer: Trainer, step: int) -> None:
+    """A small evaluation on held-out tasks between two steps, for the curve only."""
+    tasks = context.tasks(settings.eval_split, settings.eval_tasks)
+    stage = f"{settings.name}/look-{step}"
+    found = evaluate(
+        context.ledger,
+        context.engine(trainer.model),
+        context.renderer,
+        {settings.eval_split: tasks},
+        sampling=replace(settings.sampling.record(), temperature=0.0),
+        weights=context.weights(settings.name, step),
+        run_id=context.run_id,
+        stage=stage,
+        seed=context.recipe.seed,
+        chunk=len(tasks),
+        executor=context.executor,
+        on_chunk=lambda *_: None,
+    )
+    context.emit(settings.name, "eval", step=step, split=settings.eval_split, **summary(found[settings.eval_split]))
+
+
+def _dataset(context: Context, settings: Rl) -> str:
+    """The manifest of everything that the stage learnt from."""
+    episodes = context.ledger.episodes(run_id=context.run_id, stage=settings.name)
+    feedback = context.ledger.feedback(run_id=context.run_id, about=[e.id for e in episodes])
+    manifest = DatasetManifest(
+        id=derive_id("data", context.run_id, settings.name),
+        kind="demonstrations" if settings.objective == "sft" else "rl",
+        name=settings.name,
+        run_id=context.run_id,
+        stage=settings.name,
+        query={"split": settings.split, "reward": to_plain(settings.reward.model_dump()), "method": settings.method},
+        feedback_ids=tuple(f.id for f in feedback),
+        episode_ids=tuple(e.id for e in episodes),
+        task_ids=tuple(dict.fromkeys(e.task_id for e in episodes)),
+        created_at=now(),
+    )
+    context.ledger.add_dataset(manifest)
+    return manifest.id

@@ -1,0 +1,118 @@
+"""Every method of the `rl` stage learns from verdicts, on a tiny random model whose every word is an episode."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from metier.base.config import load_yaml
+from metier.base.errors import ConfigError
+from metier.recipes.runner import run
+from metier.recipes.settings import Recipe
+from metier.records.events import read, steps
+from metier.records.ledger import Ledger
+
+# A random word holds an "e" about one time in two; of the sixteen likeliest, which are drawn from, too.
+PLUGIN = """
+from metier.feedback.verifiers.protocol import Verdict
+from metier.feedback.verifiers.registry import register
+
+class Holds:
+    name, version = "holds_e", "1"
+
+    def verify(self, task, attempt, params):
+        said = "".join(m.content for m in attempt.messages if m.role == "assistant")
+        return Verdict(score=float("e" in said), reason=said)
+
+register(Holds())
+"""
+RL = {
+    "kind": "rl", "name": "rl", "of": "base", "split": "train", "steps": 12, "tasks": 4, "group": 8, "lr": 1e-2,
+    "sampling": {"top_k": 16, "max_turn_tokens": 1, "max_turns": 1},
+}  # fmt: skip
+
+
+def done(model: Path, folder: Path, **given: Any) -> tuple[Path, list[dict[str, Any]]]:
+    """The run's folder and the events of its steps."""
+    rows = []
+    for split, n in (("heldout", 2), ("train", 48)):
+        for number in range(n):
+            chat = [{"role": "user", "content": f"Say a word, {split} {number}."}]
+            rows.append(json.dumps({"messages": chat, "verifier": "holds_e", "split": split}))
+    (folder / "tasks.jsonl").write_text("\n".join(rows))
+    (folder / "plugin.py").write_text(PLUGIN)
+    recipe = {
+        "name": "tiny", "seed": 1, "model": {"name": str(model), "dtype": "float32"}, "tasks": {"file": "tasks.jsonl"},
+        "plugins": ["plugin.py"], "stages": [{**RL, **given}],
+    }  # fmt: skip
+    (folder / "tiny.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    where = run(str(folder / "tiny.yaml"), folder=str(folder / "run")).folder
+    return where, steps(read(where), "rl")
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "metric"),
+    [
+        ("grpo", {}, "clip_fraction"),
+        ("dr_grpo", {"options": {"length": 1}}, "clip_fraction"),
+        ("rloo", {}, "ratio"),
+        ("reinforce_pp", {"reward": {"kl": 0.01}}, "ratio"),
+        ("dapo", {"tasks": 2}, "mismatch_kl"),
+        ("cispo", {"updates": 2}, "clip_fraction"),
+        ("ppo", {"updates": 2, "options": {"kl": "k2", "kl_coef": 0.01}}, "value_loss"),
+        ("rejection", {}, "nll"),
+        ("best_of_n", {}, "nll"),
+        ("online_dpo", {"options": {"beta": 0.5}}, "accuracy"),
+    ],
+)
+def test_reward_rises(method: str, given: dict[str, Any], metric: str, tiny_model: Path, tmp_path: Path) -> None:
+    folder, told = done(tiny_model, tmp_path, method=method, **given)
+    assert [e["step"] for e in told] == list(range(1, 13))
+    first, last = (statistics.fmean(e["success"] for e in some) for some in (told[:3], told[-3:]))
+    assert last > first + 0.25, [round(e["success"], 2) for e in told]
+    assert all(metric in e for e in told if e["groups_without_variance"] < e["groups"])
+    weights = load_file(folder / "checkpoints" / "rl" / "model.safetensors")
+    assert not any("value_head" in name for name in weights)
+
+
+def test_groups_without_signal_are_replaced(tiny_model: Path, tmp_path: Path) -> None:
+    folder, told = done(tiny_model, tmp_path, method="dapo", tasks=3, group=2, steps=3, lr=1e-6)
+    assert all(3 <= e["groups"] <= 9 for e in told) and any(e["groups"] > 3 for e in told)
+    for e in told:
+        assert e["groups"] == 9 or e["groups"] - e["groups_without_variance"] >= 3
+    with Ledger.open(folder.parent / "ledger.sqlite") as ledger:
+        kept = ledger.groups()
+        assert len(kept) == sum(e["groups"] for e in told)
+        assert len({g.task_id for g in kept}) == len(kept)  # a replacement is another task
+
+
+def test_long_episodes_cost_reward(tiny_model: Path, tmp_path: Path) -> None:
+    reward = {"success": 0.0, "overlong": {"limit": 4, "buffer": 2, "weight": 0.5}}
+    sampling = {"temperature": 1.0, "max_turn_tokens": 4, "max_turns": 1}
+    _, told = done(tiny_model, tmp_path, method="grpo", steps=1, reward=reward, sampling=sampling)
+    # a random model hardly ever ends its turn: four tokens, the whole punishment
+    assert told[0]["completion_tokens_p50"] == 4 and told[0]["reward_p50"] == -0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"method": "grop"}, "did you mean 'grpo'"),
+        ({"method": "best_of_n", "options": {"beta": 1}}, "best_of_n takes no options"),
+        ({"method": "online_dpo", "options": {"betta": 1}}, "did you mean 'beta'"),
+        ({"method": "online_dpo", "reward": {"kl": 0.1}}, "neither advantage nor reward.kl"),
+        ({"method": "ppo", "advantage": "group"}, "leave advantage out"),
+        ({"method": "best_of_n", "group": 1}, "'group' must be at least 2"),
+        ({"reward": {"overlong": {"limit": 4}}}, "buffer"),
+    ],
+)
+def test_impossible_settings(given: dict[str, Any], text: str, tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(json.dumps({"name": "r", "tasks": {"family": "desk"}, "stages": [{**RL, **given}]}))
+    with pytest.raises(ConfigError, match=text):
+        load_yaml(file, Recipe)
