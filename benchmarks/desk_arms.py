@@ -30,7 +30,7 @@ from metier.stats.intervals import mean_interval, share_interval
 from metier.stats.paired import paired
 
 ARMS = ("grpo", "rejection", "more-sft")
-MORE_LR = 2e-4  # of continued SFT: GRPO's 4e-5 would hardly move it
+MORE_LR = 2e-4  # of continued SFT: GRPO's 3e-5 would hardly move it
 
 
 def recipe_for(seed: int, more_steps: int) -> Recipe:

@@ -16,7 +16,6 @@ from metier.base.errors import ConfigError, ModelError
 from metier.models.adapters import Adapter, add_adapter, without_adapter
 from metier.models.hub import load_model
 from metier.recipes.runner import run
-from metier.recipes.settings import Recipe
 from metier.records.events import read, steps
 from metier.train.checkpoints import export
 from metier.train.fit import FitSettings, fit
@@ -141,7 +140,8 @@ def test_a_recipe_trains_one_adapter_through_its_stages(tiny_model: Path, tmp_pa
             },
         ],
     }  # fmt: skip
-    done = run(Recipe.model_validate(recipe), folder=str(tmp_path / "run"))
+    (tmp_path / "lora.yaml").write_text(json.dumps(recipe))
+    done = run(str(tmp_path / "lora.yaml"), folder=str(tmp_path / "run"))
     sft, grpo = (load_file(done.folder / "checkpoints" / n / "adapter_model.safetensors") for n in ("sft", "grpo"))
     assert sft.keys() == grpo.keys()
     told = steps(read(done.folder), "grpo")

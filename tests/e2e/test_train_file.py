@@ -268,6 +268,35 @@ def test_a_stopped_training_does_not_go_on_with_other_settings(tiny_model: Path,
         fit(settings(tiny_model, tmp_path, "sft", epochs=4, save_seconds=0, lr=1e-3))
 
 
+def test_the_weights_that_do_best_on_held_out_rows_are_kept(tiny_model: Path, tmp_path: Path) -> None:
+    """Learning eight rows by heart lets the loss on others fall and then rise; the best is the same after a stop."""
+    rows = rows_for("sft")
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[4:]))
+    written(tmp_path, rows[:4])
+    given = {"eval_data": str(tmp_path / "held.jsonl"), "eval_every": 2, "epochs": 40, "lr": 3e-2, "save_seconds": 0}
+    events: list[dict[str, Any]] = []
+
+    def stop_once(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "step" and event["step"] == 21:
+            raise KeyboardInterrupt
+
+    best = settings(tiny_model, tmp_path, "sft", keep="best", **given)
+    with pytest.raises(KeyboardInterrupt):
+        fit(best, on_event=stop_once)
+    result = fit(best, on_event=lambda event: events.append(event))
+    losses = {e["step"]: e["loss"] for e in events if e["event"] == "measure"}
+    kept = min(losses, key=lambda step: losses[step])
+    assert 0 < kept < max(losses) and losses[kept] < losses[0] and losses[kept] < losses[max(losses)]
+    assert result["steps"] == kept
+    noted = json.loads((Path(result["out"]) / "metier.json").read_text())
+    assert noted["metrics"]["loss"] == losses[kept]
+    last = fit(settings(tiny_model, tmp_path, "sft", out=str(tmp_path / "last"), **given))
+    assert last["steps"] == max(losses) and last["weights_hash"] != result["weights_hash"]
+    with pytest.raises(ConfigError, match="name them as eval_data"):
+        fit(settings(tiny_model, tmp_path, "sft", keep="best", out=str(tmp_path / "no")))
+
+
 def test_other_files(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet

@@ -20,7 +20,7 @@ from metier.train.checkpoints import load_state, save_model, save_state, weights
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.registry import get_objective
 from metier.train.objectives.sft import Sft
-from metier.train.optimizer import DivergedError, Masters
+from metier.train.optimizer import DivergedError, Masters, scattered
 from metier.train.packing import Example, pack, split_micro
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -169,13 +169,38 @@ def test_wide_weights_are_their_own_masters_and_tied_ones_count_once() -> None:
     assert "lm_head.weight" not in masters.names
 
 
+def test_small_updates_move_bf16_weights_in_proportion() -> None:
+    """The mean change of the weights is that of the updates, though each is far below a step of bf16."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(400, 500, bias=False).bfloat16()  # values up to 1/20, steps of bf16 up to 2.4e-4
+    before = layer.weight.detach().clone()
+    masters = Masters(layer, lr=1.0)
+    assert torch.equal(masters.masters[0].bfloat16(), before)  # to begin with, nothing has changed
+    layer.weight.grad = torch.ones_like(layer.weight)  # Adam's first step is the learning rate everywhere
+    masters.accumulate()
+    masters.step(1e-5)
+    moved = (layer.weight.detach().double() - before.double()).mean()
+    assert float(moved) == pytest.approx(-1e-5, rel=0.05)
+    # from the middle of what rounds to each weight next to nothing would have moved
+    middle = ((before.float() - 1e-5).bfloat16().double() - before.double()).mean()
+    assert abs(float(middle)) < 2e-6
+
+
+def test_scattered_masters_round_to_their_weights() -> None:
+    odd = torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0, 0.5, 1e-38, -3e38, 255.0, 256.0]).bfloat16()
+    for seed in range(50):
+        wide = scattered(odd, seed)
+        assert torch.equal(wide.bfloat16(), odd) and wide.dtype == torch.float32
+    assert not torch.equal(scattered(odd, 0), scattered(odd, 1))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_masters_step_as_torch_adamw_does_in_fp32(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(5, 3).to(dtype)
-    plain = [p.detach().float().clone().requires_grad_() for p in layer.parameters()]
-    reference = torch.optim.AdamW(plain, lr=1.0, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, foreach=False)
     masters = Masters(layer, lr=1.0, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, clip=0.5)
+    plain = [m.detach().clone().requires_grad_() for m in masters.masters]
+    reference = torch.optim.AdamW(plain, lr=1.0, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, foreach=False)
     for step in range(4):
         lr = 0.01 * (step + 1)
         grads: list[list[torch.Tensor]] = []

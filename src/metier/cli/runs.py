@@ -122,6 +122,7 @@ def export_weights(
     ],
     out: Annotated[str, typer.Option(help="The new folder.")],
     ledger: LedgerOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a checkpoint as a whole model in Hugging Face layout; an adapter is merged into its base."""
     from metier.base.errors import DataError
@@ -142,8 +143,12 @@ def export_weights(
             folder = Path(records.run(checkpoint.run_id).folder) / checkpoint.path
         if not (folder / "metier.json").is_file():
             raise DataError(f"the weights of {record_id} are not in {folder} any more; they were pruned or moved")
-    print(f"weights {export(folder, out)}")
-    print(f"model   {out}")
+    digest = export(folder, out)
+    if as_json:
+        print(json.dumps({"out": out, "weights_hash": digest}))
+    else:
+        print(f"weights {digest}")
+        print(f"model   {out}")
 
 
 @runs_app.command("prune")

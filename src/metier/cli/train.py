@@ -33,6 +33,7 @@ def train(
 
     from metier.base.config import parse
     from metier.cli.progress import get_progress
+    from metier.train import workers
     from metier.train.fit import FitSettings, fit
 
     given = {"objective": objective, "data": data, "out": out, "model": model}
@@ -44,6 +45,8 @@ def train(
     except KeyboardInterrupt:
         typer.echo("stopped; the same command continues from here", err=True)
         raise typer.Exit(130) from None
+    if not workers.leads():
+        return
     if as_json:
         print(json.dumps(result))
     else:

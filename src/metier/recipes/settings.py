@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from metier.base.config import Settings, did_you_mean
 from metier.models.adapters import Adapter
+from metier.models.hub import Device
 from metier.records.types import Sampling, Stage
 from metier.train.objectives.policy import ADVANTAGES
 from metier.train.objectives.registry import get_objective
@@ -48,6 +49,7 @@ class ModelSettings(Settings):
     name: str = "smollm2"  # "smollm2", a local folder or a hub id
     renderer: Literal["auto", "chatml", "template"] = "auto"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    device: Device = "auto"  # a GPU where there is one
     adapter: Adapter | None = None  # what every training stage trains, instead of all weights
 
 

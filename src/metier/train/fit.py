@@ -1,12 +1,13 @@
 """Training from a plain file, without a recipe: rows, objective, checkpoint.
 
 `fit` reads rows, makes examples, computes the reference's log-probabilities once where the
-objective needs them, and runs the one training step over shuffled batches. The state is
-kept in the output folder while it works: the same call continues where it was stopped
-and ends with the same weights. Objectives that need episodes (policy gradients) are not
-for files; recipes run them.
+objective needs them, and runs the one training step over shuffled batches. Rows that are
+held out are measured on the way, and the weights that do best on them can be kept. The
+state is kept in the output folder while it works: the same call continues where it was
+stopped and ends with the same weights. Objectives that need episodes (policy gradients)
+are not for files; recipes run them.
 
-Left out: evaluation, which is the caller's (`on_event`); choosing among checkpoints.
+Left out: evaluation of behaviour, which recipes do.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,9 +33,10 @@ from metier.base.lock import only_one
 from metier.base.memory import keep_freed_memory
 from metier.base.seeds import rng_for
 from metier.models.adapters import Adapter, add_adapter, has_adapter
-from metier.models.hub import load_model, load_scorer, load_tokenizer
+from metier.models.hub import Device, device_of, load_model, load_scorer, load_tokenizer
 from metier.models.renderer import get_renderer
 from metier.records.events import EventLog, Listener
+from metier.train import workers
 from metier.train.checkpoints import Saver, save_model
 from metier.train.data import Encoder, TooLong, limited, read_rows
 from metier.train.loop import Trainer, TrainSettings
@@ -62,6 +65,7 @@ class FitSettings(Settings):
     heads: Positive = 1  # for reward and process_reward: an ensemble of so many
     renderer: Literal["auto", "chatml", "template"] = "auto"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    device: Device = "auto"  # a GPU where there is one
     seed: int = 0
     lr: Annotated[float, Field(gt=0)] = 1e-5
     epochs: Positive = 1
@@ -77,6 +81,9 @@ class FitSettings(Settings):
     adapter: Adapter | None = None  # train a LoRA adapter instead of all weights
     optimizer: OptimizerName = "adamw"
     checkpointing: bool = False  # compute layers twice to save memory
+    eval_data: str | None = None  # rows that are measured and not learned
+    eval_every: Annotated[int, Field(ge=0)] = 0  # steps between two measures; 0 is before the first and after the last
+    keep: Literal["last", "best"] = "last"  # the weights of the end, or those of the lowest loss on eval_data
     save_seconds: Annotated[float, Field(ge=0)] = 60.0
 
 
@@ -91,21 +98,32 @@ def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str,
             f"{settings.objective!r} learns from episodes, not from a file; name it as the method of an `rl` stage "
             "of a recipe and run `metier run`"
         )
+    if settings.eval_data is None and (settings.keep == "best" or settings.eval_every):
+        raise ConfigError("keep best and eval_every measure rows that are held out; name them as eval_data")
     if settings.adapter is not None and objective.output == "scores":
         raise ConfigError(f"{settings.objective!r} trains a score head with all weights; leave adapter out")
     rows = read_rows(settings.data)
     out = Path(settings.out)
-    identity = {"config": settings.model_dump(mode="json"), "data_hash": content_hash([dict(row) for row in rows])}
+    held = read_rows(settings.eval_data) if settings.eval_data is not None else []
+    identity = {
+        "config": settings.model_dump(mode="json"),
+        "data_hash": content_hash([dict(row) for row in rows]),
+        "eval_hash": content_hash([dict(row) for row in held]),
+    }
+    workers.join()
     out.mkdir(parents=True, exist_ok=True)
-    with only_one(out, "choose another out"):
-        _claim(out, identity)
-        return _done(out) or _fit(settings, objective, rows, out, identity, on_event)
+    with only_one(out, "choose another out") if workers.leads() else nullcontext():
+        if workers.leads():
+            _claim(out, identity)
+        workers.wait()
+        return _done(out) or _fit(settings, objective, rows, held, out, identity, on_event)
 
 
 def _fit(
     settings: FitSettings,
     objective: Objective,
     rows: Sequence[Mapping[str, Any]],
+    held_rows: Sequence[Mapping[str, Any]],
     out: Path,
     identity: Mapping[str, Any],
     on_event: Listener | None,
@@ -115,19 +133,24 @@ def _fit(
     renderer = get_renderer(tokenizer, settings.renderer)
     encoder = Encoder(tokenizer, renderer)
     scored = objective.output == "scores"
-    made = [encoder.unit(row, objective.rows, number, scored=scored) for number, row in enumerate(rows, 1)]
-    units, counts = limited(made, settings.max_length, settings.too_long)
-    dtype = getattr(torch, settings.dtype)
+
+    def encoded(some: Sequence[Mapping[str, Any]]) -> tuple[list[list[Example]], dict[str, int]]:
+        made = [encoder.unit(row, objective.rows, number, scored=scored) for number, row in enumerate(some, 1)]
+        return limited(made, settings.max_length, settings.too_long)
+
+    units, counts = encoded(rows)
+    held = encoded(held_rows)[0] if held_rows else []
+    dtype, device = getattr(torch, settings.dtype), device_of(settings.device)
     teacher = _teacher(settings, objective, tokenizer)
     if scored:
         torch.manual_seed(settings.seed)  # the new head is random
-        model = load_scorer(settings.model, heads=settings.heads, dtype=dtype)
+        model = load_scorer(settings.model, heads=settings.heads, dtype=dtype, device=device)
     else:
         quantize = "none" if settings.adapter is None else settings.adapter.quantize
-        model = load_model(settings.model, dtype=dtype, quantize=quantize)
+        model = load_model(settings.model, dtype=dtype, device=device, quantize=quantize)
     per_epoch = math.ceil(len(units) / settings.batch)
     steps = min(per_epoch * settings.epochs, settings.max_steps or per_epoch * settings.epochs)
-    with EventLog(out, [on_event] if on_event else []) as log:
+    with EventLog(out, [on_event] if on_event else []) if workers.leads() else _Silent() as log:
         log.emit("", "run_start", stages=[STAGE])
         log.emit(STAGE, "stage_start")
         began = monotonic()
@@ -135,12 +158,8 @@ def _fit(
             log.emit(
                 STAGE, "note", text=", ".join(f"{n} rows {what.replace('_', ' ')}" for what, n in counts.items() if n)
             )
-        strangers: list[Example] = []
-        if objective.needs_reference:
-            units = _with_reference(model, units, settings)
-            if objective.rows == "judged":
-                strangers = _strangers(units)
-                strangers = [u[0] for u in _with_reference(model, [[e] for e in strangers], settings)]
+        learned = _prepared(model, units, objective, settings)
+        measured = _prepared(model, held, objective, settings)
         if settings.adapter is not None and not has_adapter(model):  # an adapter that is there learns on
             add_adapter(model, settings.adapter, seed=settings.seed)
         trainer = Trainer(
@@ -163,31 +182,62 @@ def _fit(
         if saver.resume():
             log.emit(STAGE, "note", text=f"continues after step {trainer.step_number}")
         ends = {} if scored else {"ends_in_loss": ends_in_loss([e for u in units for e in u], renderer.stop_ids)}
+
+        def save(folder: Path, metrics: Mapping[str, float]) -> None:
+            if not workers.leads():
+                return
+            manifest = {
+                **identity,
+                "objective": settings.objective,
+                "rows": len(units),
+                "left_out": counts,
+                "steps": trainer.step_number,
+                "metrics": {k: v for k, v in metrics.items() if math.isfinite(v)},
+            }
+            save_model(trainer.model, tokenizer, folder, template=renderer.template, manifest=manifest)
+
         metrics: dict[str, float] = {}
-        while trainer.step_number < steps:
+        while True:
             step = trainer.step_number
+            if held and (step in (0, steps) or (settings.eval_every and step % settings.eval_every == 0)):
+                told = trainer.measure(_batch(trainer, measured, range(len(held)), settings))
+                log.emit(STAGE, "measure", step=step, **told)
+                if settings.keep == "best" and told["loss"] < _kept_loss(out / "best"):
+                    save(out / "best", told)
+            if step == steps:
+                break
             epoch, place = divmod(step, per_epoch)
             order = list(range(len(units)))
             rng_for(settings.seed, "train", epoch).shuffle(order)
             chosen = order[place * settings.batch : (place + 1) * settings.batch]
-            batch = [example for index in chosen for example in units[index]]
-            if strangers:
-                batch = _with_point(trainer, batch, [strangers[index] for index in chosen], settings)
-            metrics = trainer.step(batch)
+            metrics = trainer.step(_batch(trainer, learned, chosen, settings))
             log.emit(STAGE, "step", step=step + 1, steps=steps, **metrics, **ends)
-            saver.after_step()
-        manifest = {
-            **identity,
-            "objective": settings.objective,
-            "rows": len(units),
-            "left_out": counts,
-            "steps": steps,
-            "metrics": {k: v for k, v in metrics.items() if math.isfinite(v)},
-        }
-        digest = save_model(trainer.model, tokenizer, out / "model", template=renderer.template, manifest=manifest)
-        shutil.rmtree(out / "state", ignore_errors=True)
+            if workers.leads():
+                saver.after_step()
+        if settings.keep == "last":
+            save(out / "model", metrics)
+        elif workers.leads():
+            (out / "best").rename(out / "model")
+        workers.wait()
+        if workers.leads():
+            shutil.rmtree(out / "state", ignore_errors=True)
         log.emit(STAGE, "stage_end", seconds=monotonic() - began)
-    return {"out": str(out / "model"), "weights_hash": digest, "steps": steps, "rows": len(units), **counts}
+    result = _done(out)
+    assert result is not None
+    return result
+
+
+class _Silent:
+    """The log of a process that does not lead."""
+
+    def __enter__(self) -> _Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def emit(self, stage: str, event: str, **fields: Any) -> None:
+        """Say nothing."""
 
 
 def _claim(out: Path, identity: Mapping[str, Any]) -> None:
@@ -203,13 +253,19 @@ def _claim(out: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _done(out: Path) -> dict[str, Any] | None:
-    """The result of an earlier call that came to its end."""
+    """The result of a call that came to its end."""
     file = out / "model" / "metier.json"
     if not file.is_file():
         return None
     noted = json.loads(file.read_text())
     kept = {"out": str(out / "model"), "weights_hash": noted["weights_hash"], "steps": noted["steps"]}
     return {**kept, "rows": noted["rows"], **noted["left_out"]}
+
+
+def _kept_loss(folder: Path) -> float:
+    """The measured loss of the best weights so far; infinite where there are none."""
+    file = folder / "metier.json"
+    return float(json.loads(file.read_text())["metrics"]["loss"]) if file.is_file() else math.inf
 
 
 def _teacher(settings: FitSettings, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
@@ -227,16 +283,39 @@ def _teacher(settings: FitSettings, objective: Objective, tokenizer: PreTrainedT
             f"{settings.teacher!r} and {settings.model!r} have different tokenizers; a student learns word by word "
             "from a teacher of its own tokenizer only"
         )
-    return load_model(settings.teacher, dtype=getattr(torch, settings.dtype))
+    return load_model(settings.teacher, dtype=getattr(torch, settings.dtype), device=device_of(settings.device))
 
 
-def _with_reference(
-    model: PreTrainedModel, units: Sequence[Sequence[Example]], settings: FitSettings
-) -> list[list[Example]]:
-    """The same units with the log-probabilities of the model as it is now."""
-    flat = [example for unit in units for example in unit]
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Units of examples, and for KTO one mismatched example for each."""
+
+    units: Sequence[Sequence[Example]]
+    strangers: Sequence[Example] = ()
+
+
+def _prepared(
+    model: PreTrainedModel, units: Sequence[Sequence[Example]], objective: Objective, settings: FitSettings
+) -> _Rows:
+    """The units with the log-probabilities of the model as it is now, where the objective needs them."""
+    if not objective.needs_reference or not units:
+        return _Rows(units)
+    strangers = _strangers(units) if objective.rows == "judged" else []
+    flat = [example for unit in units for example in unit] + strangers
     found = iter(score(model, flat, token_budget=settings.token_budget))
-    return [[replace(example, reference_logprobs=next(found)) for example in unit] for unit in units]
+    with_reference = [[replace(example, reference_logprobs=next(found)) for example in unit] for unit in units]
+    return _Rows(with_reference, [replace(example, reference_logprobs=next(found)) for example in strangers])
+
+
+def _batch(trainer: Trainer, rows: _Rows, chosen: Sequence[int], settings: FitSettings) -> list[Example]:
+    """The examples of those units, for KTO with its point."""
+    batch = [example for index in chosen for example in rows.units[index]]
+    if not rows.strangers:
+        return batch
+    strangers = [rows.strangers[index] for index in chosen]
+    now = score(trainer.model, strangers, token_budget=settings.token_budget)
+    point = kto_point(now, [e.reference_logprobs for e in strangers])
+    return [replace(example, margin=point) for example in batch]
 
 
 def _strangers(units: Sequence[Sequence[Example]]) -> list[Example]:
@@ -255,11 +334,3 @@ def _strangers(units: Sequence[Sequence[Example]]) -> list[Example]:
             )
         )
     return made
-
-
-def _with_point(
-    trainer: Trainer, batch: Sequence[Example], strangers: Sequence[Example], settings: FitSettings
-) -> list[Example]:
-    now = score(trainer.model, strangers, token_budget=settings.token_budget)
-    point = kto_point(now, [e.reference_logprobs for e in strangers])
-    return [replace(example, margin=point) for example in batch]

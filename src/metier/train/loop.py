@@ -25,6 +25,7 @@ from metier.models.flops import peak_flops, step_flops
 from metier.models.lean import checkpoint_layers
 from metier.models.logprobs import token_logprobs
 from metier.models.values import value_of
+from metier.train import workers
 from metier.train.objectives.protocol import DivergenceObjective, Objective
 from metier.train.optimizer import DivergedError, Masters, OptimizerName, Schedule, schedule
 from metier.train.packing import Example, Packed, pack, split_micro
@@ -120,8 +121,17 @@ class Trainer:
         """Count a step in which there was nothing to learn; the weights stay as they are."""
         self.step_number += 1
 
+    @torch.no_grad()
+    def measure(self, examples: Sequence[Example]) -> dict[str, float]:
+        """The loss of examples and the objective's metrics, as `step` gives them, without learning."""
+        return self._losses(examples, None, learn=False)
+
     def gradient(self, examples: Sequence[Example], *, among: int | None = None) -> dict[str, float]:
         """Add the gradient of the whole step's loss into the masters; returns loss, counts and metrics."""
+        self.masters.discard()
+        return self._losses(examples, among, learn=True)
+
+    def _losses(self, examples: Sequence[Example], among: int | None, *, learn: bool) -> dict[str, float]:
         useful = [e for e in examples if e.labels]
         loss_tokens = sum(e.labels for e in useful)
         if not loss_tokens:
@@ -131,28 +141,32 @@ class Trainer:
             )
         denominator = self.objective.denominator(loss_tokens=loss_tokens, examples=among or len(examples))
         heads = self.model.config.get_text_config().num_attention_heads
-        loss_sum, packed_tokens, flops = 0.0, 0, 0.0
-        sums: dict[str, float] = {}
-        self.masters.discard()
-        for micro in split_micro(useful, self.settings.token_budget):
+        sums = {"loss": 0.0, "packed_tokens": 0.0, "flops": 0.0}
+        micros = split_micro(useful, self.settings.token_budget)
+        for micro in micros[workers.rank() :: workers.count()]:
             batch = pack(micro, heads=heads, device=self.model.device)
             values_M, entropy_M = self._values(batch)
             loss, metrics = self.objective.loss(values_M, entropy_M, batch, denominator=denominator)
-            loss.backward()
-            self.masters.accumulate()
-            loss_sum += float(loss.detach())
-            packed_tokens += batch.packed_tokens
-            flops += step_flops(self.model, tokens=batch.packed_tokens, labels=len(batch.targets_M), pairs=batch.pairs)
+            if learn:
+                loss.backward()
+                self.masters.accumulate()
+            sums["loss"] += float(loss.detach())
+            sums["packed_tokens"] += batch.packed_tokens
+            sums["flops"] += step_flops(
+                self.model, tokens=batch.packed_tokens, labels=len(batch.targets_M), pairs=batch.pairs
+            )
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0.0) + value
+        if learn:
+            self.masters.share()
+        sums = workers.summed_numbers(sums)
         labels = sums.pop("labels")
+        whole = {key: sums.pop(key) for key in ("loss", "packed_tokens", "flops")}
         return {
             **{key: value / labels for key, value in sums.items()},
-            "loss": loss_sum,
+            **whole,
             "tokens": float(sum(len(e.token_ids) for e in useful)),
-            "packed_tokens": float(packed_tokens),
             "loss_tokens": float(loss_tokens),
-            "flops": flops,
         }
 
     def _values(self, batch: Packed) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from metier.base.errors import ConfigError, MetierError
+from metier.train import workers
 
 __all__ = ["DivergedError", "Masters", "OptimizerName", "Schedule", "scattered", "schedule"]
 
@@ -84,6 +85,19 @@ class Masters:
                 master.grad.add_(param.grad)
             param.grad = None
         self._fresh = False
+
+    @torch.no_grad()
+    def share(self) -> None:
+        """Sum the gradients of all workers; one that computed nothing adds nothing."""
+        if workers.count() == 1:
+            return
+        for master in self.masters:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+            elif self._fresh:
+                master.grad.zero_()
+        self._fresh = False
+        workers.summed([m.grad for m in self.masters if m.grad is not None])
 
     @torch.no_grad()
     def step(self, lr: float, *, where: str = "") -> float:
