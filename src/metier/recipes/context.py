@@ -32,6 +32,7 @@ from metier.records.ledger import Ledger
 from metier.records.types import Task, Weights
 from metier.rollout.torch_engine import TorchEngine
 from metier.tasks.protocol import TaskFamily
+from metier.tasks.registry import get_family
 
 __all__ = ["Context", "peak_memory_gb"]
 
@@ -77,13 +78,20 @@ class Context:
         return derive_seed(self.recipe.seed, *path)
 
     def tasks(self, split: str, n: int) -> list[Task]:
-        """The first `n` tasks of a split; the same for every stage of the run."""
-        tasks = self.family.tasks(split, n, self.seed("tasks", split))
+        """The first `n` tasks of a split; the same for every stage of the run.
+
+        A split of another family is named with it: `general.chat`.
+        """
+        family, own = self.family_of(split)
+        tasks = family.tasks(own, n, self.seed("tasks", split))
         if not tasks:
-            raise DataError(
-                f"split {split!r} of {self.family.name!r} is empty; splits are {', '.join(self.family.splits())}"
-            )
+            raise DataError(f"split {own!r} of {family.name!r} is empty; splits are {', '.join(family.splits())}")
         return tasks
+
+    def family_of(self, split: str) -> tuple[TaskFamily, str]:
+        """The family that makes a split, and the split's name there."""
+        name, dot, own = split.partition(".")
+        return (get_family(name), own) if dot and split not in self.family.splits() else (self.family, split)
 
     def checkpoint_id(self, of: str) -> str:
         """The checkpoint that a stage made; the model's own name for `base`."""

@@ -90,6 +90,7 @@ def reinforce(context: Context, settings: Rl) -> Mapping[str, Any]:
         if settings.eval_every and (step + 1) % settings.eval_every == 0 and step + 1 < settings.steps:
             _look(context, settings, trainer, step + 1)
         saver.after_step()
+    saver.finish()
     drop_value_head(trainer.model)
     context.hold(settings.name, trainer.model)
     dataset = _dataset(context, settings)

@@ -66,9 +66,10 @@ def _evaluate(context: Context, settings: Evaluate) -> Mapping[str, Any]:
     splits = {split: context.tasks(split, n) for split, n in settings.splits.items()}
     for split, tasks in splits.items():
         ids = tuple(task.id for task in tasks)
-        version = f"{context.family.version}-{Suite(name='', version='', task_ids=ids).hash[:12]}"
+        family, own = context.family_of(split)
+        version = f"{family.version}-{Suite(name='', version='', task_ids=ids).hash[:12]}"
         context.ledger.add_tasks(tasks)
-        context.ledger.add_suite(Suite(name=f"{context.family.name}/{split}", version=version, task_ids=ids))
+        context.ledger.add_suite(Suite(name=f"{family.name}/{own}", version=version, task_ids=ids))
     last = monotonic()
 
     def on_chunk(done: int, total: int, episodes: Sequence[Episode], feedback: Sequence[Feedback]) -> None:
@@ -221,6 +222,7 @@ def _sft(context: Context, settings: Sft) -> Mapping[str, Any]:
         metrics = trainer.step(order[place * settings.batch : (place + 1) * settings.batch])
         context.emit(settings.name, "step", step=step + 1, steps=steps, **metrics, ends_in_loss=ends)
         saver.after_step()
+    saver.finish()
     context.hold(settings.name, trainer.model)
     weights_hash = publish(context, settings, trainer, dataset.id, metrics)
     return {"checkpoint": context.checkpoint_id(settings.name), "weights_hash": weights_hash, "steps": steps}

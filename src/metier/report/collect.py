@@ -47,12 +47,23 @@ from metier.stats.paired import holm, paired
 
 __all__ = ["collect"]
 
-LADDER = ("heldout", "unseen_tool", "changed_policy", "unseen_desk")
+LADDER = (
+    "heldout",
+    "unseen_tool",
+    "changed_policy",
+    "unseen_desk",
+    "general.chat",
+    "general.instructions",
+    "general.arithmetic",
+)
 NOTES = {
     "heldout": "new names, ids and phrasings",
     "unseen_tool": "a tool that training never had",
     "changed_policy": "the same desks under other rules",
     "unseen_desk": "businesses that training never had",
+    "general.chat": "small questions of common knowledge",
+    "general.instructions": "orders about an answer's form",
+    "general.arithmetic": "sums",
 }
 KINDS = {
     "lookup": "Look up and answer",

@@ -133,7 +133,7 @@ def duration(seconds: float | None) -> str:
 
 def title_of(name: str) -> str:
     """A name from a recipe as a reader sees it: `changed_policy` becomes `Changed policy`."""
-    words = name.replace("_", " ").replace("-", " ").split()
+    words = name.replace("_", " ").replace("-", " ").replace(".", " ").split()
     shown = [word.upper() if word.lower() in ACRONYMS else word for word in words]
     text = " ".join(shown)
     return text[:1].upper() + text[1:]

@@ -18,7 +18,10 @@ from metier.tasks.protocol import TaskFamily
 __all__ = ["get_family", "names", "register"]
 
 GROUP = "metier.task_families"
-BUILT_IN = {"desk": "metier.tasks.desk.family:DeskFamily"}
+BUILT_IN = {
+    "desk": "metier.tasks.desk.family:DeskFamily",
+    "general": "metier.tasks.general:GeneralFamily",
+}
 _registered: dict[str, TaskFamily] = {}
 
 

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,13 +116,14 @@ def weights_hash(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def save_state(trainer: Trainer, folder: str | Path, *, keep: int = 1) -> Path:
+def save_state(trainer: Trainer, folder: str | Path, *, keep: int = 1, step: int | None = None) -> Path:
     """Write `state-<step>` into `folder`, then remove all but the newest `keep` states.
 
-    Raises `DiskFullError` and keeps the earlier states when the disk is full.
+    `step` is the trainer's own unless told. Raises `DiskFullError` and keeps the earlier states when the disk is full.
     """
     root = Path(folder)
-    place = root / f"state-{trainer.step_number}"
+    number = trainer.step_number if step is None else step
+    place = root / f"state-{number}"
     masters = trainer.masters
     tensors: dict[str, Tensor] = {}
     for name, master in zip(masters.names, masters.masters, strict=True):
@@ -136,7 +138,7 @@ def save_state(trainer: Trainer, folder: str | Path, *, keep: int = 1) -> Path:
     with _written(place) as partial:
         file = partial / "state.safetensors"
         save_file(tensors, file)
-        _write_json(partial / "state.json", {"step_number": trainer.step_number, "bytes": file.stat().st_size})
+        _write_json(partial / "state.json", {"step_number": number, "bytes": file.stat().st_size})
     for old in _states(root)[keep:]:
         if old != place:
             shutil.rmtree(old, ignore_errors=True)
@@ -161,12 +163,19 @@ def load_state(trainer: Trainer, folder: str | Path) -> int | None:
 
 
 class Saver:
-    """Keeps a trainer's state before another step would put too much work at risk."""
+    """Keeps a trainer's state before another step would put too much work at risk.
+
+    A state is written by a thread while the next step computes its gradient, which leaves
+    masters and moments as they are; the step waits for it before it changes them.
+    """
 
     def __init__(self, trainer: Trainer, folder: str | Path, seconds: float) -> None:
-        """A crash loses work of `seconds`, or of one step where that is longer."""
+        """A crash loses work of `seconds`, or of two steps where those are longer."""
         self.trainer, self.folder, self.seconds = trainer, Path(folder), seconds
         self.saved = self.stepped = monotonic()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        trainer.masters.before_change = self.finish
 
     def resume(self) -> bool:
         """Go on from the newest whole state; returns whether there is one."""
@@ -176,9 +185,25 @@ class Saver:
         """Save where one more step as long as this one would lose more than `seconds` to a crash."""
         step, self.stepped = monotonic() - self.stepped, monotonic()
         if self.stepped - self.saved + step >= self.seconds:
-            save_state(self.trainer, self.folder)
+            self.saved = self.stepped
+            self._thread = threading.Thread(target=self._write, args=(self.trainer.step_number,), name="metier-save")
+            self._thread.start()
+
+    def finish(self) -> None:
+        """Wait for the state that is being written. Raises what went wrong with it."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _write(self, step: int) -> None:
+        try:
+            save_state(self.trainer, self.folder, step=step)
             hand_back_freed_memory()
-            self.saved = self.stepped = monotonic()
+        except BaseException as error:  # told by finish(), in the thread that trains
+            self._error = error
 
 
 def _states(root: Path) -> list[Path]:

@@ -214,6 +214,7 @@ def _fit(
             log.emit(STAGE, "step", step=step + 1, steps=steps, **metrics, **ends)
             if workers.leads():
                 saver.after_step()
+        saver.finish()
         if settings.keep == "last":
             save(out / "model", metrics)
         elif workers.leads():

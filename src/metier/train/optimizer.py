@@ -16,6 +16,7 @@ Left out: sharding, offloading, parameter groups.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,7 @@ from metier.train import workers
 
 __all__ = ["DivergedError", "Masters", "OptimizerName", "Schedule", "scattered", "schedule"]
 
+_SEED = 0x5CA77E12  # of no generator that weights are likely to come from
 OptimizerName = Literal["adamw", "adamw8bit"]
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 
@@ -57,11 +59,12 @@ class Masters:
         self.params: list[Tensor] = [p for _, p in named]
         self.masters: list[Tensor] = [
             p if p.dtype in (torch.float32, torch.float64) else scattered(p, seed).requires_grad_()
-            for seed, p in enumerate(self.params)
+            for seed, p in enumerate(self.params, _SEED)
         ]
         self._copies = [(m, p) for m, p in zip(self.masters, self.params, strict=True) if m is not p]
         self._fresh = True  # no gradient has been accumulated since the last step
         self.clip = clip
+        self.before_change: Callable[[], None] = lambda: None  # called before masters and moments change
         given: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         self.optimizer: torch.optim.Optimizer
         if kind == "adamw":
@@ -116,6 +119,7 @@ class Masters:
             torch.nn.utils.clip_grads_with_norm_(self.masters, self.clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.before_change()
         self.optimizer.step()
         self.publish()
         self.discard()
@@ -154,8 +158,8 @@ def scattered(weight: Tensor, seed: int) -> Tensor:
     step = torch.minimum(above.float() - wide, wide - below.float())
     del infinity, above, below
     generator = torch.Generator(device=weight.device).manual_seed(seed)
-    # a little less than half a step to each side, so that float32 rounding cannot cross over
-    where = torch.rand(weight.shape, generator=generator, device=weight.device).sub_(0.5).mul_(0.999)
+    # a hair less than half a step to each side, so that float32 rounding cannot cross over
+    where = torch.rand(weight.shape, generator=generator, device=weight.device).sub_(0.5).mul_(0.9999)
     return wide.add_(where.mul_(step))
 
 

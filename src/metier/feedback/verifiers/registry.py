@@ -21,6 +21,7 @@ GROUP = "metier.verifiers"
 BUILT_IN = {
     "conduct": "metier.feedback.verifiers.conduct:Conduct",
     "exact": "metier.feedback.verifiers.exact:Exact",
+    "format": "metier.feedback.verifiers.format:Format",
 }
 _registered: dict[str, Verifier] = {}
 
