@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from metier.base.errors import ConfigError, ModelError
+from metier.cli import main
 from metier.models.adapters import Adapter, add_adapter, without_adapter
 from metier.models.hub import load_model
 from metier.recipes.runner import run
@@ -149,3 +150,20 @@ def test_a_recipe_trains_one_adapter_through_its_stages(tiny_model: Path, tmp_pa
     if learned:  # an untrained model may earn nothing at all, and then nothing is learned
         assert learned[0]["reference_kl"] == pytest.approx(0.0, abs=1e-9)
         assert any(not torch.equal(sft[key], grpo[key]) for key in sft)
+
+
+def test_the_commands(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    train = ["train", "sft", "--model", str(tiny_model), "--data", str(tmp_path / "rows.jsonl"), "--out", str(out)]
+    assert main([*train, "--set", "adapter.rank=4", "--set", "adapter.targets=[q_proj]", "--set", "dtype=float32"]) == 0
+    weights = load_file(out / "model" / "adapter_model.safetensors")
+    assert {tuple(t.shape) for t in weights.values()} == {(4, 32), (32, 4)} and all(
+        "q_proj" in name for name in weights
+    )
+    capsys.readouterr()
+    assert main(["runs", "export", str(out / "model"), "--out", str(whole), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["weights_hash"] == json.loads((whole / "metier.json").read_text())["weights_hash"]
+    assert main(["runs", "export", str(out / "model"), "--out", str(whole)]) == 2
+    assert "is there already" in capsys.readouterr().err

@@ -151,13 +151,19 @@ def _step(
     sampled = monotonic()
     metrics = _told(groups, sampled - began)
     examples = _base_examples(context, groups)
-    if reference is not None:
-        found = reference(examples)
-        examples = [replace(e, reference_logprobs=p) for e, p in zip(examples, found, strict=True)]
+    if reference is not None and settings.reward.kl:  # it goes into the rewards of all
+        examples = _referred(examples, reference)
     learned = _LESSONS.get(settings.method, _advantaged)(settings, trainer, groups, examples)
+    if reference is not None and not settings.reward.kl:
+        learned = _referred(learned, reference)
     metrics.update(_learn(settings, trainer, learned, sum(r is not None for g in groups for r in g.rewards)))
     metrics["train_seconds"] = monotonic() - sampled
     return metrics
+
+
+def _referred(examples: Sequence[Example], reference: Scorer) -> list[Example]:
+    """The examples with the reference's log-probabilities."""
+    return [replace(e, reference_logprobs=p) for e, p in zip(examples, reference(examples), strict=True)]
 
 
 def _learn(settings: Rl, trainer: Trainer, examples: Sequence[Example], scored: int) -> dict[str, float]:

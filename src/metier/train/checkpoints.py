@@ -31,7 +31,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from metier.base.clock import monotonic
 from metier.base.errors import DataError, DiskFullError
-from metier.base.memory import hand_back_freed_memory
 from metier.models.adapters import fingerprint, has_adapter, merged
 from metier.models.hub import load_tokenizer
 from metier.train.loop import Trainer
@@ -201,7 +200,6 @@ class Saver:
     def _write(self, step: int) -> None:
         try:
             save_state(self.trainer, self.folder, step=step)
-            hand_back_freed_memory()
         except BaseException as error:  # told by finish(), in the thread that trains
             self._error = error
 

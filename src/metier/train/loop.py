@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from metier.base.clock import monotonic
 from metier.base.config import Settings
 from metier.base.errors import DataError
+from metier.base.memory import hand_back_freed_memory
 from metier.models.attention import hidden_states, use_layouts
 from metier.models.divergence import token_divergence
 from metier.models.flops import peak_flops, step_flops
@@ -31,6 +32,9 @@ from metier.train.optimizer import DivergedError, Masters, OptimizerName, Schedu
 from metier.train.packing import Example, Packed, pack, split_micro
 
 __all__ = ["TrainSettings", "Trainer"]
+
+
+_TIDY_SECONDS = 40.0  # steps of different sizes leave about 60 MB of holes each
 
 
 class TrainSettings(Settings):
@@ -83,6 +87,7 @@ class Trainer:
         if settings.checkpointing:
             checkpoint_layers(model)
         self.step_number = 0  # optimiser steps taken
+        self._tidied = monotonic()
 
     def step(self, examples: Sequence[Example], *, among: int | None = None) -> dict[str, float]:
         """One optimiser step over all examples; returns what happened.
@@ -106,6 +111,9 @@ class Trainer:
         lr = s.lr * schedule(s.schedule, self.step_number, s.steps, s.warmup)
         grad_norm = self.masters.step(lr, where=where)
         self.step_number += 1
+        if monotonic() - self._tidied > _TIDY_SECONDS:  # no activations are alive here, so nearly all can go
+            hand_back_freed_memory()
+            self._tidied = monotonic()
         seconds = monotonic() - began
         rate = sums.pop("flops") / seconds
         return {

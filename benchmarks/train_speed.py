@@ -1,0 +1,351 @@
+"""Whole optimiser steps of SFT, DPO and GRPO: Metier and TRL 1.16 in one process, alternating.
+
+Same weights, same rows, SmolLM2-135M in bf16; tokens are counted without padding, and a
+prompt that rows share counts for each of them. Each round runs every side on the same
+rows; the first warms up. Medians over rounds and their ratios are reported, with Metier's
+share of the machine's own bf16 matrix rate (`mfu`, formula in metier.models.flops).
+
+Two kinds of rows: of the desk, where system prompts are shared, and made-up ones that
+share nothing, so that packing alone is compared. The GRPO update has 8 prompts of 300
+tokens with 8 completions of 100 each; its peak memory is measured in a process of its own.
+
+    pip install trl==1.16.0
+    python benchmarks/train_speed.py --rounds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from metier.base.memory import keep_freed_memory
+from metier.models.flops import peak_flops
+from metier.models.hub import load_model, load_tokenizer
+from metier.models.renderer import get_renderer
+from metier.tasks.desk.family import DeskFamily
+from metier.train.data import Encoder
+from metier.train.loop import Trainer, TrainSettings
+from metier.train.objectives.registry import get_objective
+from metier.train.packing import Example
+from metier.train.score import score
+
+MODEL = "smollm2"
+WORDS = (
+    "river",
+    "green",
+    "seven",
+    "music",
+    "window",
+    "silver",
+    "garden",
+    "winter",
+    "paper",
+    "thunder",
+    "honey",
+    "castle",
+)
+Side = Callable[[], float]  # runs once, returns tokens per second
+
+
+def model() -> transformers.PreTrainedModel:
+    """The weights that every side starts from."""
+    return load_model(MODEL, dtype=torch.bfloat16)
+
+
+def ours(name: str, **settings: Any) -> Trainer:
+    """Metier's trainer."""
+    return Trainer(
+        model(), TrainSettings(**{"lr": 1e-6, "steps": 1000, "token_budget": 1600, **settings}), get_objective(name)
+    )
+
+
+def desk_rows(n: int) -> list[dict[str, Any]]:
+    """Prompts of the desk, each with three times the oracle's last words."""
+    family, out = DeskFamily(), []
+    for task in family.tasks("demo", n, 7):
+        said = family.demonstrate(task)[-1].content
+        prompt = [{"role": m.role, "content": m.content} for m in task.messages]
+        out.append({"prompt": prompt, "completion": [{"role": "assistant", "content": " ".join([said] * 3)}]})
+    return out
+
+
+def own_rows(n: int) -> list[dict[str, Any]]:
+    """Made-up prompts of 30 to 250 words and answers of 20 to 120, nothing shared."""
+    rng = random.Random(7)
+
+    def text(low: int, high: int) -> str:
+        return " ".join(rng.choices(WORDS, k=rng.randint(low, high)))
+
+    return [
+        {
+            "prompt": [{"role": "system", "content": text(10, 60)}, {"role": "user", "content": text(20, 190)}],
+            "completion": [{"role": "assistant", "content": text(20, 120)}],
+        }
+        for _ in range(n)
+    ]
+
+
+def alternate(rounds: int, sides: dict[str, Side]) -> dict[str, float]:
+    """The median tokens per second of each side."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, run in sides.items():
+            gc.collect()
+            rate = run()
+            found[name] += [rate] if number else []
+            print(f"round {number} {name}: {rate:.0f} tok/s", flush=True)
+    return {name: statistics.median(rates) for name, rates in found.items()}
+
+
+def trl_arguments(folder: str, **more: Any) -> dict[str, Any]:
+    """What TRL's configurations share: no reports, the CPU, weights that are bf16 themselves."""
+    fixed = {"output_dir": folder, "report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True}
+    return {**fixed, "gradient_checkpointing": False, **more}
+
+
+def trl_step(peer: Any, batches: list[dict[str, Any]], optimizer: torch.optim.Optimizer) -> None:
+    """One optimiser step of a TRL trainer over micro-batches."""
+    for batch in batches:
+        loss = peer.compute_loss(peer.model, dict(batch)) / len(batches)
+        loss.backward()
+    torch.nn.utils.clip_grad_norm_(peer.model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def table(title: str, found: dict[str, float]) -> list[str]:
+    """Lines of the result: ours first, then the others with the ratio."""
+    first = next(iter(found.values()))
+    return [f"| {title} | {name} | {rate:.0f} | {first / rate:.2f} |" for name, rate in found.items()]
+
+
+def sft(rounds: int, folder: str) -> list[str]:
+    """16 rows a step: Metier; TRL with packing; TRL with its default batches of 8 padded rows."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    lines = []
+    for title, data in (("desk", desk_rows(16)), ("own prompts", own_rows(16))):
+        tokenizer = load_tokenizer(MODEL)
+        encoder = Encoder(tokenizer, get_renderer(tokenizer))
+        made = [encoder.unit(row, "single", n)[0] for n, row in enumerate(data)]
+        tokens = sum(len(e.token_ids) for e in made)
+        trainer, shares = ours("sft"), []
+
+        def metier(made: list[Example] = made, trainer: Trainer = trainer, tokens: int = tokens) -> float:
+            told = trainer.step(made)
+            shares.append(told["mfu"])  # noqa: B023
+            return tokens / told["seconds"]
+
+        def peer(packing: bool, data: list[dict[str, Any]] = data) -> Side:
+            settings = trl_arguments(folder, per_device_train_batch_size=1 if packing else 8, max_length=1024)
+            if packing:
+                settings.update(packing=True, packing_strategy="wrapped")
+            theirs = SFTTrainer(
+                model(),
+                args=SFTConfig(**settings),
+                train_dataset=Dataset.from_list(data),
+                processing_class=load_tokenizer(MODEL),
+            )
+            optimizer = torch.optim.AdamW(theirs.model.parameters(), lr=1e-6, fused=True)
+
+            def run() -> float:
+                batches = list(theirs.get_train_dataloader())
+                began = time.perf_counter()
+                trl_step(theirs, batches, optimizer)
+                masks = [b.get("attention_mask") for b in batches]
+                seen = sum(
+                    int(m.sum()) if m is not None else b["input_ids"].numel()
+                    for m, b in zip(masks, batches, strict=True)
+                )
+                return seen / (time.perf_counter() - began)
+
+            return run
+
+        found = alternate(rounds, {"Metier": metier, "TRL, packing": peer(True), "TRL, padded": peer(False)})
+        lines += table(f"SFT, {title}", found)
+        lines.append(f"| SFT, {title} | Metier's share of the matrix rate | {statistics.median(shares[1:]):.0%} | |")
+    return lines
+
+
+def dpo(rounds: int, folder: str) -> list[str]:
+    """8 pairs a step. Metier's reference log-probabilities are computed anew each time, as TRL's are."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    lines = []
+    for title, rows in (("desk", desk_rows(16)), ("own prompts", own_rows(16))):
+        data = [
+            {"prompt": good["prompt"], "chosen": good["completion"], "rejected": other["completion"]}
+            for good, other in zip(rows[:8], rows[8:], strict=True)
+        ]
+        tokenizer = load_tokenizer(MODEL)
+        encoder = Encoder(tokenizer, get_renderer(tokenizer))
+        made = [e for n, row in enumerate(data) for e in encoder.unit(row, "pair", n)]
+        tokens = sum(len(e.token_ids) for e in made)
+        trainer, reference = ours("dpo"), model()
+
+        def metier(
+            made: list[Example] = made, trainer: Trainer = trainer, reference: Any = reference, tokens: int = tokens
+        ) -> float:
+            began = time.perf_counter()
+            fixed = score(reference, made)
+            trainer.step([replace(e, reference_logprobs=p) for e, p in zip(made, fixed, strict=True)])
+            return tokens / (time.perf_counter() - began)
+
+        theirs = DPOTrainer(
+            model(),
+            ref_model=model(),
+            args=DPOConfig(**trl_arguments(folder, per_device_train_batch_size=8, max_length=1024)),
+            train_dataset=Dataset.from_list(data),
+            processing_class=tokenizer,
+        )
+        optimizer = torch.optim.AdamW(theirs.model.parameters(), lr=1e-6, fused=True)
+
+        def peer(theirs: Any = theirs, optimizer: Any = optimizer, tokens: int = tokens) -> float:
+            batches = list(theirs.get_train_dataloader())
+            began = time.perf_counter()
+            trl_step(theirs, batches, optimizer)
+            return tokens / (time.perf_counter() - began)
+
+        lines += table(f"DPO, {title}", alternate(rounds, {"Metier": metier, "TRL": peer}))
+    return lines
+
+
+def episodes() -> list[Example]:
+    """8 prompts of 300 tokens, 8 completions of 100 tokens each."""
+    generator = torch.Generator().manual_seed(7)
+
+    def draw(n: int) -> tuple[int, ...]:
+        return tuple(torch.randint(100, 40000, (n,), generator=generator).tolist())
+
+    prompts = [draw(300) for _ in range(8)]
+    return [
+        Example(
+            (*prompt, *draw(100)),
+            (0,) * 300 + (1,) * 100,
+            cuts=(300,),
+            advantage=(-1.0) ** n,
+            sampler_logprobs=(-5.0,) * 100,
+        )
+        for prompt in prompts
+        for n in range(8)
+    ]
+
+
+def grpo_sides(folder: str) -> dict[str, Side]:
+    """One update of each side."""
+    made = episodes()
+    tokens = sum(len(e.token_ids) for e in made)
+
+    def metier() -> Side:
+        trainer = ours("grpo")
+
+        def run() -> float:
+            return tokens / trainer.step(made)["seconds"]
+
+        return run
+
+    def peer() -> Side:
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer
+
+        theirs = GRPOTrainer(
+            model(),
+            reward_funcs=lambda completions, **_: [0.0 for _ in completions],
+            args=GRPOConfig(**trl_arguments(folder, per_device_train_batch_size=8, num_generations=8)),
+            train_dataset=Dataset.from_list([{"prompt": "a"}] * 8),
+            processing_class=load_tokenizer(MODEL),
+        )
+        theirs.current_gradient_accumulation_steps = 8
+        theirs.model.train()
+        optimizer = torch.optim.AdamW(theirs.model.parameters(), lr=1e-6, fused=True)
+        batches = []
+        for start in range(0, len(made), 8):
+            part = made[start : start + 8]
+            ids = torch.tensor([e.token_ids for e in part])
+            batches.append(
+                {
+                    "prompt_ids": ids[:, :300],
+                    "prompt_mask": torch.ones(8, 300, dtype=torch.long),
+                    "completion_ids": ids[:, 300:],
+                    "completion_mask": torch.ones(8, 100, dtype=torch.long),
+                    "advantages": torch.tensor([e.advantage for e in part]),
+                    "num_items_in_batch": torch.tensor(6400),
+                }
+            )
+
+        def run() -> float:
+            began = time.perf_counter()
+            for batch in batches:
+                theirs._compute_loss(theirs.model, dict(batch)).backward()
+            torch.nn.utils.clip_grad_norm_(theirs.model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            return tokens / (time.perf_counter() - began)
+
+        return run
+
+    return {"Metier": metier, "TRL": peer}  # type: ignore[dict-item]
+
+
+def grpo(rounds: int, folder: str) -> list[str]:
+    """The update of 64 episodes, and each side's peak memory."""
+    sides = {name: make() for name, make in grpo_sides(folder).items()}  # type: ignore[misc]
+    lines = table("GRPO update", alternate(rounds, sides))  # type: ignore[arg-type]
+    for name in sides:
+        done = subprocess.run([sys.executable, __file__, "--peak", name], capture_output=True, text=True, check=True)
+        lines.append(f"| GRPO update | {name}, peak memory | {done.stdout.strip().splitlines()[-1]} GB | |")
+    return lines
+
+
+def main() -> None:
+    """Run the parts asked for and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", default=["sft", "dpo", "grpo"])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train-speed.md"))
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    keep_freed_memory()
+    transformers.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.peak:
+            run = grpo_sides(folder)[options.peak]()
+            run()  # type: ignore[operator]
+            run()  # type: ignore[operator]
+            print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f}")
+            return
+        lines = ["| what | side | tokens/s | Metier is faster by |", "|---|---|---|---|"]
+        for name in options.parts:
+            lines += {"sft": sft, "dpo": dpo, "grpo": grpo}[name](options.rounds, folder)
+            cpus = Path("/proc/cpuinfo").read_text().splitlines()
+            cpu = next((line.split(":")[1].strip() for line in cpus if line.startswith("model name")), "?")
+            rate = peak_flops("cpu", torch.bfloat16) / 1e9
+            told = [
+                "",
+                f"SmolLM2-135M, bf16, {torch.get_num_threads()} threads of {cpu}; its own bf16 matrix rate is "
+                f"{rate:.0f} GFLOP/s; torch {torch.__version__}; medians of {options.rounds} rounds.",
+                "",
+            ]
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text("\n".join(lines + told))  # after each part, so that a stop loses nothing
+    print(options.out.read_text())
+
+
+if __name__ == "__main__":
+    main()
