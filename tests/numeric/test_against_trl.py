@@ -1,7 +1,8 @@
 """Losses and gradients against TRL on the same weights and the same batch, float32.
 
 TRL's own trainers compute theirs, from batches that their collators made or from the
-tensors that their loss takes; ours are made from the same token ids.
+tensors that their loss takes; ours are made from the same token ids. Left out: float64, in
+which TRL's losses are computed in float32 all the same.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from metier.train.objectives.registry import get_objective
 from metier.train.packing import Example
 from metier.train.score import score
 
-pytest.importorskip("trl", reason="TRL is not installed: pip install 'metier[test]'")
+pytest.importorskip("trl", reason="TRL is not installed: pip install 'metier[dev]'")
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's and accelerate's own
 
 ROWS = [
