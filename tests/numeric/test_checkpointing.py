@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from metier.models.flops import peak_flops, step_flops
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.sft import Sft
 from metier.train.packing import Example, pack
+from tiny import tiny_config
 
-CONFIG = LlamaConfig(
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=97,
-    tie_word_embeddings=True,
-)
+CONFIG = tiny_config()
 
 
 def examples() -> list[Example]:

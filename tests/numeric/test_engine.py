@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from metier.models.attention import ForestLayout, Span, hidden_states, use_layouts
 from metier.models.logprobs import token_logprobs
 from metier.records.types import Sampling
 from metier.rollout.engine import Drawn, Request
 from metier.rollout.torch_engine import TorchEngine, _buckets, _inverse, _truncate
+from tiny import tiny_config
 
 VOCABULARY = 97
 STOP = frozenset({5})
@@ -19,15 +20,7 @@ STOP = frozenset({5})
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
     torch.manual_seed(3)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=VOCABULARY,
-        initializer_range=0.3,
-    )
+    config = tiny_config(vocab_size=VOCABULARY, initializer_range=0.3, tie_word_embeddings=False)
     return LlamaForCausalLM(config).eval()
 
 

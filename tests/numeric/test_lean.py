@@ -7,19 +7,12 @@ import copy
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from metier.models.lean import make_lean, rms_norm, silu_gate
+from tiny import tiny_config
 
-CONFIG = LlamaConfig(
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=50,
-    tie_word_embeddings=True,
-)
+CONFIG = tiny_config(hidden_size=16, intermediate_size=24, vocab_size=50)
 
 
 def _gradients(model: LlamaForCausalLM, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from metier.base.errors import ConfigError, DataError
 from metier.models.values import add_value_head, drop_value_head
@@ -13,15 +13,9 @@ from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.registry import get_objective
 from metier.train.packing import Example, pack
 from metier.train.score import score, values
+from tiny import tiny_config
 
-CONFIG = LlamaConfig(
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=97,
-)
+CONFIG = tiny_config(tie_word_embeddings=False)
 
 
 def test_value_loss_by_hand() -> None:

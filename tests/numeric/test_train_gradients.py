@@ -13,13 +13,14 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.policy import PolicyGradient
 from metier.train.objectives.protocol import Objective
 from metier.train.objectives.sft import Sft
 from metier.train.packing import Example, pack, split_micro
+from tiny import tiny_config
 
 
 class Norm(torch.nn.Module):
@@ -34,16 +35,7 @@ class Norm(torch.nn.Module):
 
 def tiny(*, tied: bool) -> LlamaForCausalLM:
     torch.manual_seed(1)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=97,
-        initializer_range=0.3,
-        tie_word_embeddings=tied,
-    )
+    config = tiny_config(initializer_range=0.3, tie_word_embeddings=tied)
     model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa").double().eval()
     for layer in model.model.layers:
         layer.input_layernorm = Norm(1e-6)

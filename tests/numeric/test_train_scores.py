@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
-    LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
 )
@@ -21,17 +20,9 @@ from metier.train.objectives.distill import Distill
 from metier.train.objectives.reward import ProcessReward, Reward
 from metier.train.objectives.sft import Sft
 from metier.train.packing import Example, Packed, pack
+from tiny import tiny_config
 
-CONFIG = LlamaConfig(
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=97,
-    tie_word_embeddings=True,
-    pad_token_id=0,
-)
+CONFIG = tiny_config(pad_token_id=0)
 
 
 # --- divergences -----------------------------------------------------------------------
@@ -157,7 +148,7 @@ def test_process_rewards_by_hand() -> None:
 
 def test_transformers_scores_the_token_that_was_trained(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = LlamaForSequenceClassification(LlamaConfig(**{**CONFIG.to_dict(), "num_labels": 1}))
+    model = LlamaForSequenceClassification(tiny_config(pad_token_id=0, num_labels=1))
     ids = [tuple(torch.randint(1, 97, (n,)).tolist()) for n in (5, 8, 6, 7)]
     made = [
         Example((*row, 0), (0,) * len(row) + (1,), unit=str(n // 2), target=float(n % 2 == 0))

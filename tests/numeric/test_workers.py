@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}  # for tiny.py
 SCRIPT = """
 import sys
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny import tiny_config
+from transformers import LlamaForCausalLM
 from metier.train import workers
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.registry import get_objective
@@ -22,10 +25,7 @@ from metier.train.packing import Example
 workers.join()
 out, name, budget = sys.argv[1], sys.argv[2], int(sys.argv[3])
 torch.manual_seed(0)
-config = LlamaConfig(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    vocab_size=97, tie_word_embeddings=True,
-)
+config = tiny_config()
 model = LlamaForCausalLM(config).double()
 rows = torch.randint(0, 97, (6, 12)).tolist()
 made = []
@@ -53,7 +53,12 @@ def told_by(folder: Path, processes: int, name: str, budget: int) -> dict[str, d
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
-        [*start, str(script), str(out), name, str(budget)], capture_output=True, text=True, timeout=120, check=False
+        [*start, str(script), str(out), name, str(budget)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=ENVIRONMENT,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, dict[str, torch.Tensor]] = torch.load(out, weights_only=False)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from metier.base.errors import DataError, DiskFullError
 from metier.train import checkpoints
@@ -22,21 +22,14 @@ from metier.train.objectives.registry import get_objective
 from metier.train.objectives.sft import Sft
 from metier.train.optimizer import DivergedError, Masters, scattered
 from metier.train.packing import Example, pack, split_micro
+from tiny import tiny_config
 
 DTYPES = [torch.float32, torch.bfloat16]
 
 
 def tiny(dtype: torch.dtype = torch.float32, seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=97,
-        tie_word_embeddings=True,
-    )
+    config = tiny_config()
     return LlamaForCausalLM(config).to(dtype)
 
 

@@ -16,7 +16,7 @@ from metier.base.errors import DataError, LedgerError
 from metier.records import schema
 from metier.records.ledger import Ledger
 
-__all__ = ["DEFAULT_LEDGER", "Kind", "find", "find_run", "open_ledger"]
+__all__ = ["DEFAULT_LEDGER", "Kind", "find", "find_checkpoint", "find_run", "open_ledger"]
 
 Kind = Literal["run", "episode", "checkpoint"]
 
@@ -67,3 +67,14 @@ def find(ledger: Ledger, text: str, kinds: Sequence[Kind]) -> tuple[Kind, str]:
 def find_run(ledger: Ledger, text: str) -> str:
     """The id of the one run that `text` names."""
     return find(ledger, text, ["run"])[1]
+
+
+def find_checkpoint(ledger: Ledger, text: str) -> str:
+    """The id of the one checkpoint that `text` names; of a run, of its last one."""
+    kind, record_id = find(ledger, text, ["checkpoint", "run"])
+    if kind == "checkpoint":
+        return record_id
+    made = ledger.checkpoints(record_id)
+    if not made:
+        raise DataError(f"run {record_id} has made no checkpoint yet; metier runs show {record_id} tells how far it is")
+    return made[-1].id

@@ -91,21 +91,12 @@ def why(
     as_json: JsonOption = False,
 ) -> None:
     """Walk weights back to the feedback that made them, its sources and versions."""
-    from metier.base.errors import DataError
-    from metier.cli.find import find, open_ledger
+    from metier.cli.find import find_checkpoint, open_ledger
     from metier.records.lineage import why as why_of
     from metier.records.types import to_plain
 
     with open_ledger(ledger) as records:
-        kind, record_id = find(records, what, ["checkpoint", "run"])
-        if kind == "run":
-            made = records.checkpoints(record_id)
-            if not made:
-                raise DataError(
-                    f"run {record_id} has made no checkpoint yet; metier runs show {record_id} tells how far it is"
-                )
-            record_id = made[-1].id
-        lineage = why_of(records, record_id)
+        lineage = why_of(records, find_checkpoint(records, what))
     print(
         json.dumps(to_plain(lineage), indent=2) if as_json else lineage_text(lineage), end="" if not as_json else "\n"
     )
@@ -130,19 +121,13 @@ def export_weights(
 
     folder = Path(what)
     if not (folder / "metier.json").is_file():
-        from metier.cli.find import find, open_ledger
+        from metier.cli.find import find_checkpoint, open_ledger
 
         with open_ledger(ledger) as records:
-            kind, record_id = find(records, what, ["checkpoint", "run"])
-            if kind == "run":
-                made = records.checkpoints(record_id)
-                if not made:
-                    raise DataError(f"run {record_id} has made no checkpoint yet")
-                record_id = made[-1].id
-            checkpoint = records.checkpoint(record_id)
+            checkpoint = records.checkpoint(find_checkpoint(records, what))
             folder = Path(records.run(checkpoint.run_id).folder) / checkpoint.path
         if not (folder / "metier.json").is_file():
-            raise DataError(f"the weights of {record_id} are not in {folder} any more; they were pruned or moved")
+            raise DataError(f"the weights of {checkpoint.id} are not in {folder} any more; they were pruned or moved")
     digest = export(folder, out)
     if as_json:
         print(json.dumps({"out": out, "weights_hash": digest}))

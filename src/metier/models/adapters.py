@@ -1,8 +1,8 @@
 """LoRA through peft: a few small matrices learn beside weights that stay as they are.
 
 A model with an adapter is the same transformers model: it samples, scores and trains like
-any other, and only what is trained is kept in memory twice or written to disk. While the
-adapter is at zero, or left out, the model is its own reference.
+any other, and only what is trained is kept in memory twice or written to disk. A reference
+is the same model with the adapter that it started from.
 
 With `quantize` the frozen weights are kept in four bits (QLoRA, arXiv:2305.14314), by
 bitsandbytes and where it works: on CUDA. LoRA: arXiv:2106.09685.
@@ -37,7 +37,6 @@ __all__ = [
     "holding",
     "merged",
     "thaw",
-    "without_adapter",
 ]
 
 _MARK = ".lora_"
@@ -83,16 +82,6 @@ def thaw(model: PreTrainedModel) -> None:
     """Let the adapter of a model that was read from a folder learn again; the rest stays frozen."""
     for name, param in model.named_parameters():
         param.requires_grad_(_MARK in name)
-
-
-@contextmanager
-def without_adapter(model: PreTrainedModel) -> Iterator[None]:
-    """Within, the model computes as if it had no adapter."""
-    model.disable_adapters()
-    try:
-        yield
-    finally:
-        model.enable_adapters()
 
 
 def adapter_weights(model: PreTrainedModel) -> dict[str, Tensor]:

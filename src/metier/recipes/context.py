@@ -125,10 +125,6 @@ class Context:
         """Hold a model whose weights are those of stage `of`, so that it need not be read back."""
         self._model = (of, model)
 
-    def release(self) -> None:
-        """Let go of the model at hand: its weights are about to change."""
-        self._model = None
-
     def engine(self, model: PreTrainedModel) -> TorchEngine:
         """An engine that reads these weights in place."""
         return TorchEngine(model)

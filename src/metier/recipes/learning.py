@@ -12,9 +12,9 @@ from metier.recipes.context import Context
 from metier.recipes.settings import Rl, Sft
 from metier.records.types import Checkpoint, Task
 from metier.train.checkpoints import Saver, save_model
-from metier.train.loop import Trainer
+from metier.train.loop import Trainer, TrainSettings
 
-__all__ = ["cuts", "in_blocks", "publish", "saver_of"]
+__all__ = ["cuts", "in_blocks", "publish", "saver_of", "train_settings"]
 
 T = TypeVar("T")
 
@@ -23,6 +23,18 @@ def cuts(context: Context, task: Task) -> tuple[int, ...]:
     """Where tokens that other episodes share may end: after the system prompt, after the request."""
     prompt = context.renderer.render(task.messages, task.tools, prompt=True)
     return tuple(sorted({prompt.prefix, len(prompt.token_ids)} - {0}))
+
+
+def train_settings(stage: Sft | Rl, steps: int) -> TrainSettings:
+    """How the stage moves weights, over so many optimiser steps."""
+    return TrainSettings(
+        lr=stage.lr,
+        schedule=stage.schedule,
+        warmup=stage.warmup,
+        steps=steps,
+        token_budget=stage.token_budget,
+        checkpointing=stage.checkpointing,
+    )
 
 
 def saver_of(context: Context, stage: str, trainer: Trainer) -> Saver:

@@ -24,12 +24,12 @@ from metier.feedback.verify import verify_episodes
 from metier.models.adapters import adapter_weights, has_adapter, holding
 from metier.models.values import add_value_head, drop_value_head
 from metier.recipes.context import Context
-from metier.recipes.learning import cuts, in_blocks, publish, saver_of
+from metier.recipes.learning import cuts, in_blocks, publish, saver_of, train_settings
 from metier.recipes.settings import Rl
 from metier.records.types import DatasetManifest, Episode, Feedback, Group, Task, to_plain
 from metier.rollout.episodes import Plan, plan_id, run_episodes
 from metier.train.advantages import advantages, gae, kl_penalty, overlong_penalty, whitened
-from metier.train.loop import Trainer, TrainSettings
+from metier.train.loop import Trainer
 from metier.train.objectives.registry import get_objective
 from metier.train.packing import Example
 from metier.train.score import score, values
@@ -46,8 +46,7 @@ class _Sampled:
     task: Task
     episodes: Sequence[Episode]
     rewards: tuple[float | None, ...]
-    won: tuple[bool, ...]
-    scored: tuple[bool, ...]
+    verdicts: tuple[float | None, ...]  # the lowest score of each; None where it is unscored
 
     def record(self) -> Group:
         """As the ledger keeps it."""
@@ -67,18 +66,7 @@ def reinforce(context: Context, settings: Rl) -> Mapping[str, Any]:
     model = context.take(settings.of)
     if objective.output == "actor_critic":
         add_value_head(model)
-    trainer = Trainer(
-        model,
-        TrainSettings(
-            lr=settings.lr,
-            schedule=settings.schedule,
-            warmup=settings.warmup,
-            steps=settings.steps * settings.updates,
-            token_budget=settings.token_budget,
-            checkpointing=settings.checkpointing,
-        ),
-        objective,
-    )
+    trainer = Trainer(model, train_settings(settings, settings.steps * settings.updates), objective)
     wants_reference = objective.needs_reference or settings.reward.kl > 0
     reference = _reference(context, settings, trainer) if wants_reference else None
     saver = saver_of(context, settings.name, trainer)
@@ -153,7 +141,10 @@ def _step(
     examples = _base_examples(context, groups)
     if reference is not None and settings.reward.kl:  # it goes into the rewards of all
         examples = _referred(examples, reference)
-    learned = _LESSONS.get(settings.method, _advantaged)(settings, trainer, groups, examples)
+    if settings.gradient:
+        learned = _advantaged(settings, trainer, groups, examples)
+    else:
+        learned = _LESSONS[settings.method](_by_group(groups, examples))
     if reference is not None and not settings.reward.kl:
         learned = _referred(learned, reference)
     metrics.update(_learn(settings, trainer, learned, sum(r is not None for g in groups for r in g.rewards)))
@@ -230,14 +221,12 @@ def _sample(
     groups = []
     for n, task in enumerate(tasks):
         own = episodes[n * settings.group : (n + 1) * settings.group]
-        verdicts = [success(about.get(e.id, [])) for e in own]
         groups.append(
             _Sampled(
                 task=task,
                 episodes=own,
                 rewards=tuple(_reward(settings, e, about.get(e.id, [])) for e in own),
-                won=tuple(v == 1.0 for v in verdicts),
-                scored=tuple(v is not None for v in verdicts),
+                verdicts=tuple(success(about.get(e.id, [])) for e in own),
             )
         )
     context.ledger.add_groups([group.record() for group in groups])
@@ -257,7 +246,7 @@ def _told(groups: Sequence[_Sampled], seconds: float) -> dict[str, float]:
     episodes = [e for g in groups for e in g.episodes]
     lengths = sorted(e.cost.completion_tokens for e in episodes)
     rewards = sorted(r for g in groups for r in g.rewards if r is not None)
-    won = [float(w) for g in groups for w, scored in zip(g.won, g.scored, strict=True) if scored]
+    won = [float(v == 1.0) for g in groups for v in g.verdicts if v is not None]
     return {
         "reward": statistics.fmean(rewards) if rewards else math.nan,
         "reward_std": statistics.pstdev(rewards) if rewards else math.nan,
@@ -299,15 +288,17 @@ def _advantaged(
     settings: Rl, trainer: Trainer, groups: Sequence[_Sampled], examples: Sequence[Example]
 ) -> list[Example]:
     """Every episode that is better or worse than what was to be expected."""
-    rewards = [list(group.rewards) for group in groups]
     if settings.advantage_kind == "gae":
-        return _with_values(settings, trainer, [r for group in rewards for r in group], examples)
-    if settings.reward.kl:
-        flat = iter(examples)
-        for group in rewards:
-            for n, (reward, e) in enumerate(zip(group, itertools.islice(flat, len(group)), strict=True)):
-                if reward is not None:
-                    group[n] = reward + kl_penalty(e.sampler_logprobs, e.reference_logprobs, settings.reward.kl)
+        return _with_values(settings, trainer, [r for group in groups for r in group.rewards], examples)
+
+    def earned(reward: float | None, e: Example) -> float | None:
+        if reward is None or not settings.reward.kl:
+            return reward
+        return reward + kl_penalty(e.sampler_logprobs, e.reference_logprobs, settings.reward.kl)
+
+    rewards = [
+        [earned(r, e) for r, e in zip(group.rewards, own, strict=True)] for group, own in _by_group(groups, examples)
+    ]
     found = [a for group in advantages(settings.advantage_kind, rewards) for a in group]
     return [replace(e, advantage=a) for e, a in zip(examples, found, strict=True) if a]
 
@@ -331,38 +322,43 @@ def _with_values(
     return [replace(e, advantage=tuple(a)) for e, a in zip(made, whitened(gains), strict=True)]
 
 
-def _won(settings: Rl, trainer: Trainer, groups: Sequence[_Sampled], examples: Sequence[Example]) -> list[Example]:
-    """Every episode that succeeded."""
-    return [e for e, won in zip(examples, (w for g in groups for w in g.won), strict=True) if won]
+Lesson = Sequence[tuple[_Sampled, Sequence[Example]]]  # groups with their examples
 
 
-def _best(settings: Rl, trainer: Trainer, groups: Sequence[_Sampled], examples: Sequence[Example]) -> list[Example]:
-    """The best of each group, where it earned anything."""
+def _by_group(groups: Sequence[_Sampled], examples: Sequence[Example]) -> Lesson:
+    """The examples of all groups, each group with its own."""
     flat = iter(examples)
+    return [(group, list(itertools.islice(flat, len(group.episodes)))) for group in groups]
+
+
+def _won(lesson: Lesson) -> list[Example]:
+    """Every episode that succeeded."""
+    return [e for group, own in lesson for e, v in zip(own, group.verdicts, strict=True) if v == 1.0]
+
+
+def _best(lesson: Lesson) -> list[Example]:
+    """The best of each group, the first of equals, where it earned anything."""
     chosen = []
-    for group in groups:
-        own = list(itertools.islice(flat, len(group.episodes)))
-        reward, n = max((r, -n) for n, r in enumerate([-math.inf if r is None else r for r in group.rewards]))
+    for group, own in lesson:
+        reward, n = max((-math.inf if r is None else r, -n) for n, r in enumerate(group.rewards))
         if reward > 0:
             chosen.append(own[-n])
     return chosen
 
 
-def _pairs(settings: Rl, trainer: Trainer, groups: Sequence[_Sampled], examples: Sequence[Example]) -> list[Example]:
+def _pairs(lesson: Lesson) -> list[Example]:
     """The best of each group against its worst, where they differ."""
-    flat = iter(examples)
     chosen = []
-    for number, group in enumerate(groups):
-        own = list(itertools.islice(flat, len(group.episodes)))
-        ranked = sorted((r, n) for n, r in enumerate(group.rewards) if r is not None)
+    for number, (group, own) in enumerate(lesson):
         if not group.flat:
+            ranked = sorted((r, n) for n, r in enumerate(group.rewards) if r is not None)
             (_, worst), (_, best) = ranked[0], ranked[-1]
             chosen.append(replace(own[best], unit=str(number), target=1.0))
             chosen.append(replace(own[worst], unit=str(number), target=0.0))
     return chosen
 
 
-_LESSONS: Mapping[str, Callable[[Rl, Trainer, Sequence[_Sampled], Sequence[Example]], list[Example]]] = {
+_LESSONS: Mapping[str, Callable[[Lesson], list[Example]]] = {
     "rejection": _won,
     "best_of_n": _best,
     "online_dpo": _pairs,

@@ -20,7 +20,7 @@ from metier.base.seeds import rng_for
 from metier.evaluate.suites import evaluate, summary
 from metier.feedback.verify import verify_episodes
 from metier.recipes.context import Context
-from metier.recipes.learning import cuts, in_blocks, publish, saver_of
+from metier.recipes.learning import cuts, in_blocks, publish, saver_of, train_settings
 from metier.recipes.reinforce import reinforce
 from metier.recipes.settings import Demonstrate, Evaluate, Report, Rl, Sft, StageSettings
 from metier.records.types import (
@@ -36,7 +36,7 @@ from metier.records.types import (
 from metier.report.collect import collect
 from metier.report.page import render, write
 from metier.rollout.episodes import environment_for, plan_id
-from metier.train.loop import Trainer, TrainSettings
+from metier.train.loop import Trainer
 from metier.train.objectives.registry import get_objective
 from metier.train.packing import Example, ends_in_loss
 
@@ -199,18 +199,7 @@ def _sft(context: Context, settings: Sft) -> Mapping[str, Any]:
     per_epoch = math.ceil(len(examples) / settings.batch)
     steps = per_epoch * settings.epochs
     steps = min(steps, settings.max_steps or steps)
-    trainer = Trainer(
-        context.take(settings.of),
-        TrainSettings(
-            lr=settings.lr,
-            schedule=settings.schedule,
-            warmup=settings.warmup,
-            steps=steps,
-            token_budget=settings.token_budget,
-            checkpointing=settings.checkpointing,
-        ),
-        get_objective("sft"),
-    )
+    trainer = Trainer(context.take(settings.of), train_settings(settings, steps), get_objective("sft"))
     saver = saver_of(context, settings.name, trainer)
     ends = ends_in_loss(examples, context.renderer.stop_ids)
     metrics: dict[str, float] = {}

@@ -38,7 +38,7 @@ from metier.train.loop import Trainer
 __all__ = ["Saver", "export", "load_state", "save_model", "save_state", "weights_hash"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-_OTHER, _NUMBER = "state.", "number."
+_NUMBER = "number."  # before the name of what is no tensor
 _STATE = re.compile(r"state-(\d+)")
 
 
@@ -128,10 +128,8 @@ def save_state(trainer: Trainer, folder: str | Path, *, keep: int = 1, step: int
     for name, master in zip(masters.names, masters.masters, strict=True):
         tensors[f"master.{name}"] = master.detach()
         for key, value in masters.optimizer.state.get(master, {}).items():
-            if key in _MOMENTS and isinstance(value, Tensor):
-                tensors[f"{key}.{name}"] = value
-            elif isinstance(value, Tensor):  # of eight bits, some of them shared between weights
-                tensors[f"{_OTHER}{key}.{name}"] = value.clone()
+            if isinstance(value, Tensor):  # what eight bits need is shared between weights, so it is copied
+                tensors[f"{key}.{name}"] = value if key in _MOMENTS else value.clone()
             elif isinstance(value, int):
                 tensors[f"{_NUMBER}{key}.{name}"] = torch.tensor(value)
     with _written(place) as partial:
@@ -233,13 +231,10 @@ def _restore(trainer: Trainer, tensors: dict[str, Tensor], place: Path) -> None:
     masters.optimizer.state.clear()
     of_name: dict[str, dict[str, Any]] = {}
     for key, tensor in tensors.items():
-        if key.startswith(_NUMBER):
-            what, _, name = key.removeprefix(_NUMBER).partition(".")
-            of_name.setdefault(name, {})[what] = int(tensor)
-        else:
-            what, _, name = key.removeprefix(_OTHER).partition(".")
-            if what != "master":
-                of_name.setdefault(name, {})[what] = tensor.to(masters.masters[0].device)
+        what, _, name = key.removeprefix(_NUMBER).partition(".")
+        if what != "master":
+            value = int(tensor) if key.startswith(_NUMBER) else tensor.to(masters.masters[0].device)
+            of_name.setdefault(name, {})[what] = value
     for name, master in zip(masters.names, masters.masters, strict=True):
         master.copy_(tensors[f"master.{name}"])
         moments = of_name.get(name)

@@ -43,7 +43,7 @@ from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.preferences import kto_point
 from metier.train.objectives.protocol import Objective
 from metier.train.objectives.registry import get_objective
-from metier.train.optimizer import OptimizerName
+from metier.train.optimizer import OptimizerName, Schedule
 from metier.train.packing import Example, ends_in_loss
 from metier.train.score import score
 
@@ -71,7 +71,7 @@ class FitSettings(Settings):
     epochs: Positive = 1
     batch: Positive = 16  # rows per step
     max_steps: Positive | None = None
-    schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup: Annotated[int, Field(ge=0)] = 0  # steps
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Annotated[float, Field(ge=0)] = 1.0

@@ -122,7 +122,7 @@ class Trainer:
             "lr": lr,
             "seconds": seconds,
             "tokens_per_s": sums["tokens"] / seconds,
-            "mfu": rate / peak_flops(str(self.model.device), self.model.dtype),
+            "mfu": rate / (workers.count() * peak_flops(str(self.model.device), self.model.dtype)),
         }
 
     def skip(self) -> None:
@@ -149,7 +149,7 @@ class Trainer:
             )
         denominator = self.objective.denominator(loss_tokens=loss_tokens, examples=among or len(examples))
         heads = self.model.config.get_text_config().num_attention_heads
-        sums = {"loss": 0.0, "packed_tokens": 0.0, "flops": 0.0}
+        sums = {"loss": 0.0, "packed_tokens": 0.0, "pairs": 0.0}
         micros = split_micro(useful, self.settings.token_budget)
         for micro in micros[workers.rank() :: workers.count()]:
             batch = pack(micro, heads=heads, device=self.model.device)
@@ -160,19 +160,19 @@ class Trainer:
                 self.masters.accumulate()
             sums["loss"] += float(loss.detach())
             sums["packed_tokens"] += batch.packed_tokens
-            sums["flops"] += step_flops(
-                self.model, tokens=batch.packed_tokens, labels=len(batch.targets_M), pairs=batch.pairs
-            )
+            sums["pairs"] += batch.pairs
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0.0) + value
         if learn:
             self.masters.share()
         sums = workers.summed_numbers(sums)
         labels = sums.pop("labels")
-        whole = {key: sums.pop(key) for key in ("loss", "packed_tokens", "flops")}
+        whole_loss, packed, pairs = (sums.pop(key) for key in ("loss", "packed_tokens", "pairs"))
         return {
             **{key: value / labels for key, value in sums.items()},
-            **whole,
+            "loss": whole_loss,
+            "packed_tokens": packed,
+            "flops": step_flops(self.model, tokens=int(packed), labels=loss_tokens, pairs=int(pairs)),
             "tokens": float(sum(len(e.token_ids) for e in useful)),
             "loss_tokens": float(loss_tokens),
         }
