@@ -101,8 +101,10 @@ def test_the_demonstration_is_the_gold_conversation(split: str) -> None:
         for said in (m for m in messages if m.role == "assistant"):
             assert said.content or said.tool_calls
             if said.content and said.tool_calls:  # it weighs the rule before it acts
-                assert said.content.endswith((": allowed.", ": not allowed."))
-                assert said.content.endswith(": not allowed.") == (said.tool_calls[0].name == "decline")
+                act = said.tool_calls[0].name
+                assert said.content.endswith(
+                    f": not allowed, so {act}." if act == "decline" else f": allowed, so {act}."
+                )
         assert not any('"error"' in m.content for m in messages if m.role == "tool")
         ids = [c.id for m in messages for c in m.tool_calls]
         assert ids == [f"call_{i + 1}" for i in range(len(ids))]

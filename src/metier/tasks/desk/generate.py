@@ -269,7 +269,7 @@ class Maker:
         else:
             what, was = self._weighed(act, number, value)
             slots = {"id": number, "was": was, "limit": shown(self.variant.values[act.rule.policy])}
-            call: Step = {"call": "decline", "arguments": {"reason": what}, "note": f"{what}: not allowed."}
+            call: Step = {"call": "decline", "arguments": {"reason": what}, "note": f"{what}: not allowed, so decline."}
             steps = [*look, call, _tell(act.rule.refusal.format(**slots))]
             checks = {"state": {"log": ["declined"]}, "required_calls": [*looked, {"name": "decline"}]}
         text = self._message(core, number, by, value)
@@ -387,7 +387,9 @@ class Maker:
             "call": act.name,
             "arguments": {self.desk.key: number, **({act.param: value} if act.param else {})},
         }
-        return call if act.rule is None else {**call, "note": f"{self._weighed(act, number, value)[0]}: allowed."}
+        if act.rule is None:
+            return call
+        return {**call, "note": f"{self._weighed(act, number, value)[0]}: allowed, so {act.name}."}
 
     def _weighed(self, act: Act, number: str, value: str) -> tuple[str, str]:
         """What the rule of an act looks at, beside what it must be; and the value alone."""
