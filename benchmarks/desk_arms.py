@@ -3,8 +3,8 @@
 For each seed: base model, SFT on demonstrations, and from that SFT three arms that are
 given about the same wall time: GRPO, rejection sampling (SFT on the sampled episodes that
 succeeded, same tasks), and continued SFT (more demonstrations of the same kind). All are
-measured on the same held-out tasks. Pooled differences are paired by task, clustered by
-task (twins together); beside them stands the interval over seeds alone, which is wider
+measured on the same held-out tasks. Pooled differences are paired by task and clustered by
+phrasing, across seeds too; beside them stands the interval over seeds alone, which is wider
 and also covers luck in training.
 
     python benchmarks/desk_arms.py --seeds 1 2 3 --folder runs/arms
@@ -109,7 +109,7 @@ def _table(found: list[tuple[int, Recipe, str, Path, Path]]) -> str:
                     if episode.split == "heldout":
                         key = f"{seed}/{episode.task_id}"
                         values[stage][key] = won[episode.id]
-                        clusters[key] = f"{seed}/{tasks[episode.task_id].meta.get('pair') or episode.task_id}"
+                        clusters[key] = tasks[episode.task_id].cluster
                 mine = [v for k, v in values[stage].items() if k.startswith(f"{seed}/") and v is not None]
                 means[stage] = statistics.fmean(mine)
         for other, differences in by_seed.items():

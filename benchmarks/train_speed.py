@@ -9,6 +9,9 @@ Two kinds of rows: of the desk, where system prompts are shared, and made-up one
 share nothing, so that packing alone is compared. The GRPO update has 8 prompts of 300
 tokens with 8 completions of 100 each; its peak memory is measured in a process of its own.
 
+Where there is a CUDA device, `cuda` adds SFT of Llama-shaped models of 0.6B and 4B
+parameters on rows of 8192 tokens, against TRL with Liger's kernels where that is installed.
+
     pip install trl==1.16.0
     python benchmarks/train_speed.py --rounds 3
 """
@@ -16,7 +19,9 @@ tokens with 8 completions of 100 each; its peak memory is measured in a process 
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
+import importlib.util
 import random
 import resource
 import statistics
@@ -33,7 +38,7 @@ import torch
 import transformers
 
 from metier.base.memory import keep_freed_memory
-from metier.models.flops import peak_flops
+from metier.models.flops import peak_flops, step_flops
 from metier.models.hub import load_model, load_tokenizer
 from metier.models.renderer import get_renderer
 from metier.tasks.desk.family import DeskFamily
@@ -313,11 +318,81 @@ def grpo(rounds: int, folder: str) -> list[str]:
     return lines
 
 
+# the shapes of Qwen3-0.6B and Qwen3-4B as Llama models
+SHAPES: dict[str, dict[str, Any]] = {
+    "0.6B": {
+        "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True,
+    },
+    "4B": {
+        "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+
+
+def cuda(rounds: int, folder: str) -> list[str]:
+    """SFT at 8192 tokens a row on a GPU, with the share of its matrix rate."""
+    lines = []
+    for name, shape in SHAPES.items():
+        found = alternate(rounds, long_rows(shape, 8192, "cuda", folder))
+        lines += table(f"SFT {name} at 8k, % of the matrix rate", found)
+    return lines
+
+
+def long_rows(shape: dict[str, Any], length: int, device: str, folder: str) -> dict[str, Side]:
+    """One step on two rows of `length` tokens, all labels; each side returns its mfu in percent."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    config = transformers.LlamaConfig(**shape, max_position_embeddings=length)
+    generator = torch.Generator().manual_seed(7)
+    rows = torch.randint(10, config.vocab_size, (2, length), generator=generator).tolist()
+    made = [Example(tuple(row), (0,) + (1,) * (length - 1)) for row in rows]
+
+    def fresh() -> transformers.PreTrainedModel:
+        torch.manual_seed(7)
+        return transformers.LlamaForCausalLM(copy.deepcopy(config)).to(device=device, dtype=torch.bfloat16)
+
+    def metier() -> Side:
+        settings = TrainSettings(lr=1e-6, steps=1000, token_budget=length, checkpointing=True)
+        trainer = Trainer(fresh(), settings, get_objective("sft"))
+        return lambda: 100 * trainer.step(made)["mfu"]
+
+    def peer() -> Side:
+        liger = device == "cuda" and importlib.util.find_spec("liger_kernel") is not None
+        settings = trl_arguments(folder, per_device_train_batch_size=1, max_length=length, use_liger_kernel=liger)
+        settings.update(use_cpu=device == "cpu", gradient_checkpointing=True)
+        theirs = SFTTrainer(
+            fresh(),
+            args=SFTConfig(**settings),
+            train_dataset=Dataset.from_list([{"input_ids": row} for row in rows]),
+            processing_class=load_tokenizer(MODEL),
+        )
+        optimizer = torch.optim.AdamW(theirs.model.parameters(), lr=1e-6, fused=True)
+        pairs = 2 * length * (length + 1) // 2
+        needed = step_flops(theirs.model, tokens=2 * length, labels=2 * (length - 1), pairs=pairs)
+        rate = peak_flops(device, torch.bfloat16)
+
+        def run() -> float:
+            batches = [{k: v.to(device) for k, v in b.items()} for b in theirs.get_train_dataloader()]
+            began = time.perf_counter()
+            trl_step(theirs, batches, optimizer)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            return 100 * needed / (time.perf_counter() - began) / rate
+
+        return run
+
+    return {"Metier": metier(), "TRL": peer()}
+
+
 def main() -> None:
     """Run the parts asked for and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--parts", nargs="+", default=["sft", "dpo", "grpo"])
+    parts = {"sft": sft, "dpo": dpo, "grpo": grpo, **({"cuda": cuda} if torch.cuda.is_available() else {})}
+    parser.add_argument("--parts", nargs="+", default=list(parts), choices=list(parts))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train-speed.md"))
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -332,7 +407,7 @@ def main() -> None:
             return
         lines = ["| what | side | tokens/s | Metier is faster by |", "|---|---|---|---|"]
         for name in options.parts:
-            lines += {"sft": sft, "dpo": dpo, "grpo": grpo}[name](options.rounds, folder)
+            lines += parts[name](options.rounds, folder)
             cpus = Path("/proc/cpuinfo").read_text().splitlines()
             cpu = next((line.split(":")[1].strip() for line in cpus if line.startswith("model name")), "?")
             rate = peak_flops("cpu", torch.bfloat16) / 1e9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -12,8 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from metier.base.config import load_yaml
+from metier.base.errors import DataError
+from metier.base.executor import LocalExecutor
 from metier.cli import main
+from metier.recipes.context import Context
+from metier.recipes.runner import run
+from metier.recipes.settings import Recipe
+from metier.records.events import EventLog
 from metier.records.ledger import Ledger
+from metier.rollout.tools import describe, get_tool
+from metier.tasks.files import FileFamily
 
 GOOD = """
 name: tiny
@@ -150,3 +160,74 @@ def test_a_full_disk_loses_nothing_that_was_written(
     said = capsys.readouterr().err
     assert all(f"{Path(name).stem}: started" not in said for name in kept)
     assert (folder / "checkpoints" / "sft" / "metier.json").is_file()
+
+
+def test_a_broken_plugin_names_its_line(here: Path, tiny_model: Path, capsys: Captured) -> None:
+    recipe = GOOD.replace("MODEL", str(tiny_model)) + "plugins: [plugin.py]\n"
+    (here / "plugin.py").write_text("x = 1\nimport no_such_package\n")
+    assert "plugin.py, line 2: ModuleNotFoundError: No module named 'no_such_package'" in refused(capsys, recipe)
+    (here / "plugin.py").write_text("x = 1\ny = (\n")
+    assert "plugin.py, line 2: SyntaxError" in refused(capsys, recipe)
+
+
+def test_a_template_that_drops_the_mask(here: Path, tiny_model: Path, capsys: Captured) -> None:
+    shutil.copytree(tiny_model, here / "weights")
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    (here / "weights" / "chat_template.jinja").write_text(template)
+    settings = json.loads((here / "weights" / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (here / "weights" / "tokenizer_config.json").write_text(json.dumps(settings))
+    said = refused(capsys, GOOD.replace("MODEL", "./weights"))
+    assert "generation" in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written(here: Path, tiny_model: Path, capsys: Captured) -> None:
+    (here / "locked").mkdir(mode=0o500)
+    said = refused(capsys, GOOD.replace("MODEL", str(tiny_model)), "--folder", "locked/run")
+    assert "may not be written; choose another --folder" in said
+
+
+def test_a_suite_never_enters_training(here: Path, tiny_model: Path, capsys: Captured) -> None:
+    """Two files of one project: the second demonstrates a task that the first measured."""
+    row = {"prompt": "1 + 1?", "answer": "2", "verifier": "exact"}
+    (here / "measured.jsonl").write_text(json.dumps({**row, "split": "heldout"}) + "\n")
+    say = [{"role": "assistant", "content": "2"}]
+    (here / "learnt.jsonl").write_text(json.dumps({**row, "split": "demo", "demonstration": say}) + "\n")
+    measure = GOOD.replace("MODEL", str(tiny_model)).replace("heldout: 2", "heldout: 1")
+    (here / "measure.yaml").write_text(measure.replace("family: desk", "file: measured.jsonl"))
+    assert main(["run", "measure.yaml", "--folder", "runs/measure"]) == 0
+    capsys.readouterr()
+    learn = """
+name: tiny
+model: {name: MODEL, dtype: float32}
+tasks: {file: learnt.jsonl}
+stages:
+  - {kind: demonstrate, name: demos, split: demo, n: 1}
+""".replace("MODEL", str(tiny_model))
+    assert "suites never enter training" in refused(capsys, learn, "--folder", "runs/learn")
+
+
+def test_an_evaluation_refuses_what_the_checkpoint_was_trained_on(tiny_model: Path, tmp_path: Path) -> None:
+    row = {"prompt": "1 + 1?", "answer": "2", "verifier": "exact", "split": "demo"}
+    row["demonstration"] = [{"role": "assistant", "content": "2"}]
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(row) + "\n")
+    recipe = {
+        "name": "tiny",
+        "model": {"name": str(tiny_model), "dtype": "float32"},
+        "tasks": {"file": str(tmp_path / "tasks.jsonl")},
+        "stages": [
+            {"kind": "demonstrate", "name": "demos", "split": "demo", "n": 1},
+            {"kind": "sft", "name": "sft", "data": "demos", "batch": 1},
+        ],
+    }
+    (tmp_path / "tiny.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    done = run(str(tmp_path / "tiny.yaml"), folder=str(tmp_path / "run"))
+    settings = load_yaml(tmp_path / "tiny.yaml", Recipe)
+    family = FileFamily(tmp_path / "tasks.jsonl", lambda name: describe(get_tool(name)))
+    with Ledger.open(tmp_path / "ledger.sqlite") as ledger, EventLog(tmp_path / "log") as log:
+        context = Context(settings, done.run_id, done.folder, ledger, log, family, LocalExecutor())
+        tasks = context.tasks("demo", 1)
+        context.refuse_trained("base", tasks, "stage 'look'")
+        with pytest.raises(DataError, match=r"stage 'look': ckpt-.* was trained on task task-"):
+            context.refuse_trained("sft", tasks, "stage 'look'")

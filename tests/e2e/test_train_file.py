@@ -93,7 +93,7 @@ def test_the_worked_example_of_the_docs_works(
     assert "options={" in code
     (tmp_path / "example.py").write_text(code.replace("options={", f"model={str(tiny_model)!r}, options={{"))
     runpy.run_path("example.py", run_name="example")
-    noted = json.loads((tmp_path / "models" / "mine" / "model" / "metier.json").read_text())
+    noted = json.loads((tmp_path / "models" / "focal" / "model" / "metier.json").read_text())
     # an untrained model gives each word about 1 / 49152, so (1 - p) is about 1
     assert noted["objective"] == "focal" and noted["metrics"]["focus"] == pytest.approx(1.0, abs=0.01)
 

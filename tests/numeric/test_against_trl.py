@@ -10,14 +10,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel
 
+from metier.models.hub import load_scorer
 from metier.train.loop import Trainer, TrainSettings
+from metier.train.objectives.preferences import kto_point
 from metier.train.objectives.protocol import Objective
 from metier.train.objectives.registry import get_objective
 from metier.train.packing import Example
@@ -69,11 +72,14 @@ def theirs(model: PreTrainedModel, loss: Callable[[], Tensor]) -> tuple[float, T
     return float(value.detach()), gradient(model)
 
 
-def ours(model: PreTrainedModel, objective: Objective, made: list[Example], budget: int = 60) -> tuple[float, Tensor]:
+def ours(
+    model: PreTrainedModel, objective: Objective, made: list[Example], *, teacher: PreTrainedModel | None = None
+) -> tuple[float, Tensor]:
     model = copy.deepcopy(model)
     for parameter in model.parameters():
         parameter.grad = None
-    sums = Trainer(model, TrainSettings(lr=1e-3, steps=1, token_budget=budget), objective).gradient(made)
+    settings = TrainSettings(lr=1e-3, steps=1, token_budget=60)
+    sums = Trainer(model, settings, objective, teacher=copy.deepcopy(teacher)).gradient(made)
     return sums["loss"], gradient(model)
 
 
@@ -148,6 +154,147 @@ def test_sft_packed_and_masked(models: tuple[Path, PreTrainedModel, PreTrainedMo
     same(ours(model, get_objective("sft"), made), wanted)
 
 
+def pairs(folder: Path) -> list[Example]:
+    """Better and worse answers in turn."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    made = []
+    for number, row in enumerate(ROWS):
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        for side, target in (("chosen", 1.0), ("rejected", 0.0)):
+            said = tokenizer(row[side])["input_ids"]
+            mask = (0,) * len(prompt) + (1,) * len(said)
+            made.append(Example((*prompt, *said), mask, unit=str(number), target=target))
+    return made
+
+
+def padded(made: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, attention mask, and labels with -100 where there is none."""
+    widest = max(len(e.token_ids) for e in made)
+    ids, seen = torch.zeros(len(made), widest, dtype=torch.long), torch.zeros(len(made), widest, dtype=torch.long)
+    labels = torch.full((len(made), widest), -100)
+    for n, e in enumerate(made):
+        row = torch.tensor(e.token_ids)
+        ids[n, : len(row)], seen[n, : len(row)] = row, 1
+        labels[n, : len(row)] = torch.where(torch.tensor(e.loss_mask).bool(), row, -100)
+    return ids, seen, labels
+
+
+def mean_logprobs(model: PreTrainedModel, made: list[Example]) -> tuple[Tensor, Tensor]:
+    """The mean log-probability of better and worse answers, by TRL's own function."""
+    from trl.experimental.orpo import ORPOTrainer
+
+    ids, seen, labels = padded(made)
+    logits = model(input_ids=ids, attention_mask=seen).logits
+    means = ORPOTrainer.get_batch_logps(logits, labels, average_log_prob=True)
+    return means[0::2], means[1::2]
+
+
+def test_orpo(models: tuple[Path, PreTrainedModel, PreTrainedModel]) -> None:
+    """TRL's penalty; its likelihood term is a mean over the tokens of a batch, ours and the paper's over answers."""
+    from trl.experimental.orpo import ORPOTrainer
+
+    folder, model, _ = models
+    made, peer = pairs(folder), copy.deepcopy(model)
+    stand_in = SimpleNamespace(beta=0.3, accelerator=SimpleNamespace(device="cpu"))
+
+    def loss() -> Tensor:
+        better, worse = mean_logprobs(peer, made)
+        return -better.mean() - ORPOTrainer.odds_ratio_loss(stand_in, better, worse)[0].mean()
+
+    same(ours(model, get_objective("orpo", lam=0.3), made), theirs(peer, loss))
+
+
+def test_simpo(models: tuple[Path, PreTrainedModel, PreTrainedModel]) -> None:
+    from trl.experimental.cpo import CPOTrainer
+
+    folder, model, _ = models
+    made, peer = pairs(folder), copy.deepcopy(model)
+    stand_in = SimpleNamespace(
+        alpha=0.0, beta=2.0, simpo_gamma=0.7, label_smoothing=0.0, loss_type="simpo",
+        accelerator=SimpleNamespace(device="cpu"),
+    )  # fmt: skip
+
+    def loss() -> Tensor:
+        return CPOTrainer.cpo_loss(stand_in, *mean_logprobs(peer, made))[0].mean()
+
+    same(ours(model, get_objective("simpo", beta=2.0, gamma=0.7), made), theirs(peer, loss))
+
+
+def test_kto(models: tuple[Path, PreTrainedModel, PreTrainedModel], tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    folder, model, reference = models
+    data = [
+        {"prompt": row["prompt"], "completion": row["chosen" if good else "rejected"], "label": good}
+        for row, good in zip(ROWS, (True, False, True), strict=True)
+    ]
+    peer = copy.deepcopy(model)
+    trainer = KTOTrainer(
+        peer,
+        ref_model=copy.deepcopy(reference),
+        args=KTOConfig(**common(tmp_path), beta=0.3, desirable_weight=1.5, undesirable_weight=0.75),
+        train_dataset=Dataset.from_list(data),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    wanted = theirs(peer, lambda: trainer.compute_loss(peer, dict(batch)))
+    rows = rows_of(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
+    made = [Example(ids, mask, target=float(good)) for (ids, mask), good in zip(rows, batch["label"], strict=True)]
+    others = rows_of(batch["KL_input_ids"], batch["KL_attention_mask"], batch["KL_completion_mask"])
+    swapped = [Example(ids, mask) for ids, mask in others]
+    point = kto_point(score(copy.deepcopy(model), swapped), score(copy.deepcopy(reference), swapped))
+    fixed = score(copy.deepcopy(reference), made)
+    made = [_replace(e, reference_logprobs=p, margin=point) for e, p in zip(made, fixed, strict=True)]
+    same(ours(model, get_objective("kto", beta=0.3, good_weight=1.5, bad_weight=0.75), made), wanted)
+
+
+@pytest.mark.parametrize(("beta", "temperature"), [(0.0, 1.0), (0.3, 1.0), (0.5, 2.0), (1.0, 1.0)])
+def test_distillation(beta: float, temperature: float, models: tuple[Path, PreTrainedModel, PreTrainedModel]) -> None:
+    from trl.experimental.gkd import GKDTrainer
+
+    folder, model, reference = models
+    made, peer = pairs(folder), copy.deepcopy(model)
+    ids, seen, labels = padded(made)
+
+    def loss() -> Tensor:
+        student, teacher = (m(input_ids=ids, attention_mask=seen).logits[:, :-1] for m in (peer, reference))
+        return GKDTrainer.generalized_jsd_loss(
+            student, teacher.detach(), labels[:, 1:], beta=beta, temperature=temperature
+        )
+
+    objective = get_objective("distill", beta=beta, temperature=temperature)
+    same(ours(model, objective, made, teacher=reference), theirs(peer, loss))
+
+
+def test_reward(tiny_model: Path, tmp_path: Path) -> None:
+    """Rows of one length, so that no padding stands between the score and its token."""
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    torch.manual_seed(2)
+    model = LlamaForSequenceClassification.from_pretrained(tiny_model, num_labels=1, attn_implementation="eager")
+    model.save_pretrained(tmp_path / "scorer")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "scorer")
+    model.config.pad_token_id = 0
+    trainer = RewardTrainer(
+        model,
+        args=RewardConfig(**common(tmp_path)),
+        train_dataset=Dataset.from_list([{"chosen": r["chosen"], "rejected": r["rejected"]} for r in ROWS]),
+        processing_class=AutoTokenizer.from_pretrained(tiny_model),
+    )
+    ids = torch.randint(3, 400, (6, 9))  # three better ones, then three worse ones
+    margin = torch.tensor([0.5, 0.0, 1.0])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "margin": margin}
+    wanted = theirs(model, lambda: trainer.compute_loss(model, dict(inputs)))
+    # a score is read at the token before its label, so each row gets one more token
+    made = [
+        Example((*row.tolist(), 0), (0,) * 9 + (1,), unit=str(n % 3), target=float(n < 3), margin=float(margin[n % 3]))
+        for n, row in enumerate(ids)
+    ]
+    same(ours(load_scorer(str(tmp_path / "scorer")), get_objective("reward"), made), wanted)
+
+
 CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "grpo": ({"loss_type": "grpo"}, "grpo", {}),
     "grpo with kl": (
@@ -202,17 +349,17 @@ def test_policy_gradients(case: str, models: tuple[Path, PreTrainedModel, PreTra
     ]
     widest = max(lengths)
 
-    def padded(rows: list[Any]) -> Tensor:
+    def filled(rows: list[Any]) -> Tensor:
         return torch.stack([torch.nn.functional.pad(torch.as_tensor(r), (0, widest - len(r))) for r in rows])
 
     inputs = {
         "prompt_ids": prompt.expand(3, -1),
         "prompt_mask": torch.ones(3, 5, dtype=torch.long),
-        "completion_ids": padded(completions),
-        "completion_mask": padded([torch.ones(n, dtype=torch.long) for n in lengths]),
+        "completion_ids": filled(completions),
+        "completion_mask": filled([torch.ones(n, dtype=torch.long) for n in lengths]),
         "advantages": torch.tensor(advantages),
-        "old_per_token_logps": padded(old),
-        "ref_per_token_logps": padded(fixed),
+        "old_per_token_logps": filled(old),
+        "ref_per_token_logps": filled(fixed),
         "num_items_in_batch": torch.tensor(sum(lengths)),
     }
     peer.train()

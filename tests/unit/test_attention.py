@@ -39,15 +39,16 @@ def seen(spans: list[Span]) -> torch.Tensor:
     return mask_TT
 
 
-@given(forests())
-def test_a_forest_attends_like_a_dense_mask_forward_and_backward(spans: list[Span]) -> None:
+@pytest.mark.parametrize("fused", [False, True], ids=["products", "fused"])
+@given(spans=forests())
+def test_a_forest_attends_like_a_dense_mask_forward_and_backward(fused: bool, spans: list[Span]) -> None:
     torch.manual_seed(len(spans))
     mask_TT = seen(spans)
     total = len(mask_TT)
     query = torch.randn(H, total, D, dtype=torch.float64, requires_grad=True)
     key = torch.randn(K, total, D, dtype=torch.float64, requires_grad=True)
     value = torch.randn(K, total, D, dtype=torch.float64, requires_grad=True)
-    ours = ForestLayout(spans, heads=H).attend(0, query, key, value, 0.5)
+    ours = ForestLayout(spans, heads=H, fused=fused).attend(0, query, key, value, 0.5)
     wide_key, wide_value = (x.repeat_interleave(H // K, 0) for x in (key, value))
     scores = (query @ wide_key.transpose(1, 2) * 0.5).masked_fill(~mask_TT, float("-inf"))
     plain = (torch.softmax(scores, -1) @ wide_value).transpose(0, 1)

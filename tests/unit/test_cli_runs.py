@@ -144,9 +144,21 @@ def test_why(project: Path, capsys: pytest.CaptureFixture[str], what: str) -> No
     assert lineage["checkpoints"][0]["datasets"][0]["feedback"][0]["feedback_ids"] == ["fb-1"]
 
 
+def test_why_a_figure_is_what_it_is(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = told(capsys, "why", "run-aa11", "--stage", "grpo").splitlines()
+    assert lines == ["train: 0.0 %, 0 of 1 episodes succeeded", "  0.50  ep-c0ffee  fb-1 by verifier desk 1.0"]
+    (row,) = json.loads(told(capsys, "why", "run-aa11", "--stage", "grpo", "--json"))
+    assert (row["value"], row["task_id"]) == (0.5, TASK.id) and row["feedback"][0]["id"] == "fb-1"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ("why", "run-aa11", "--stage", "final"),
+            "error: run run-aa11 holds no episodes of stage 'final'",
+        ),
+        (("why", "run-aa11", "--split", "heldout"), "error: --split belongs to the figures of a stage"),
         (
             ("show", "run-zz"),
             "error: there is no run or episode 'run-zz' in the ledger; metier runs list shows the runs\n",

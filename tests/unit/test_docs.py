@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from metier.cli import reference
 from metier.cli.docs import commands, render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -13,6 +14,12 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_page_of_commands_is_what_the_commands_say() -> None:
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert page == render(), "docs/cli.md is stale; run: make docs"
+
+
+def test_the_page_of_settings_is_what_the_settings_say() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert page == reference.render(), "docs/settings.md is stale; run: make docs"
+    assert "| `lr` | number > 0 | `3e-05` |" in page and "`temperature`" in page and "list of text" in page
 
 
 def test_every_command_and_option_says_what_it_is_for() -> None:

@@ -33,6 +33,7 @@ from metier.records.types import (
 )
 from metier.report.collect import collect
 from metier.report.data import ReportData
+from metier.report.page import render
 
 KINDS = ("lookup", "act", "several", "ask", "answer", "handover")
 ASKS = {
@@ -156,7 +157,7 @@ def write_events(folder: Path, models: tuple[str, ...]) -> None:
                 figures = {"loss": loss, "grad_norm": 1 + 3 / step, "tokens": 2048, "tokens_per_s": 410.0}
             else:
                 reward = 0.5 + 0.25 * step / total + rng.gauss(0, 0.04)
-                figures = {"reward": reward, "success": reward - 0.1, "entropy": 0.8 - step / 80, "kl_sampler": 1e-4}
+                figures = {"reward": reward, "success": reward - 0.1, "entropy": 0.8 - step / 80, "mismatch_kl": 1e-4}
                 figures |= {"loss": 0.01, "grad_norm": 0.4, "episodes": 64, "completion_tokens_mean": 52.0}
             if step == 7:
                 rows.append({"stage": model, "event": "step", "step": step, "steps": total, **{k: 99 for k in figures}})
@@ -179,8 +180,12 @@ def fill(
     tasks: list[Task] | None = None,
     unscored: int = 3,
     repeats: int = 1,
+    between: tuple[str, ...] = tuple(HARDER),
 ) -> Run:
-    """Write the run; every `unscored`-th hundredth episode has no verdict."""
+    """Write the run; every `unscored`-th hundredth episode has no verdict.
+
+    Models between the first and the last are measured on the splits `between`.
+    """
     stages = [Stage(name="baseline", kind="evaluate", inputs=("base",))]
     for place, model in enumerate(models[1:]):
         before = "base" if place == 0 else models[place]
@@ -234,6 +239,8 @@ def fill(
         stage = next(s.name for s in stages if s.kind == "evaluate" and s.inputs == (model,))
         episodes, feedback = [], []
         for number, task in enumerate(all_tasks):
+            if 0 < place < len(models) - 1 and task.split not in between:
+                continue
             for index in range(repeats):
                 rng = random.Random(f"{task.id}{index}")
                 right = rng.random() < CHANCE[model] * HARDER.get(task.split, 1.0) * (1.1 if number % 3 else 0.8)
@@ -292,7 +299,7 @@ def test_pairs_need_both_sides(data: ReportData) -> None:
         for both, forbidden, allowed in zip(row.both, row.forbidden, row.allowed, strict=True):
             assert both.mean is not None and forbidden.mean is not None and allowed.mean is not None
             assert both.mean <= min(forbidden.mean, allowed.mean) + 1e-9
-            assert both.clusters * 2 <= forbidden.clusters + allowed.clusters
+            assert both.n + both.left_out == row.n and both.clusters * 2 <= forbidden.clusters + allowed.clusters
 
 
 def test_pairs_are_clusters(data: ReportData) -> None:
@@ -330,6 +337,19 @@ def test_cases_are_twenty_by_rule_with_failures(data: ReportData) -> None:
     assert sum(case.split == "heldout" for case in data.cases) == 12
     assert all(len(case.columns) == 3 for case in data.cases)
     assert "seed 7" in data.cases_rule
+
+
+def test_a_model_between_may_be_measured_on_less(tmp_path: Path) -> None:
+    """As in the packaged recipe: after SFT heldout only."""
+    with Ledger.open(tmp_path / "ledger.sqlite") as ledger:
+        run = fill(ledger, tmp_path, between=("heldout",))
+        got = collect(ledger, run.id, tmp_path)
+    assert [rung.split for rung in got.rungs] == list(HARDER)
+    assert [share.n > 0 for share in got.rungs[1].shares] == [True, False, True]
+    assert {len(case.columns) for case in got.cases if case.split == "heldout"} == {3}
+    assert {len(case.columns) for case in got.cases if case.split != "heldout"} == {2}
+    page = render(got)
+    assert "not measured" in page and "not compared" in page
 
 
 def test_traits_count_what_was_done(data: ReportData) -> None:

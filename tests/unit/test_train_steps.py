@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 
 from metier.base.errors import DataError, DiskFullError
 from metier.train import checkpoints
-from metier.train.checkpoints import load_state, save_model, save_state, weights_hash
+from metier.train.checkpoints import Saver, load_state, save_model, save_state, weights_hash
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.registry import get_objective
 from metier.train.objectives.sft import Sft
@@ -280,6 +280,16 @@ def test_only_the_newest_states_stay(tmp_path: Path) -> None:
         trainer.step(batch(i))
         save_state(trainer, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["state-2"]
+
+
+def test_as_many_states_stay_as_are_asked_for(tmp_path: Path) -> None:
+    trainer = trainer_of()
+    saver = Saver(trainer, tmp_path, 0.0, keep=2)
+    for i in range(3):
+        trainer.step(batch(i))
+        saver.after_step()
+    saver.finish()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["state-2", "state-3"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "no note", "no tensors"])

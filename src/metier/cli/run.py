@@ -26,7 +26,8 @@ def run(
         ),
     ] = None,
     ledger: Annotated[
-        str | None, typer.Option(help="The project's ledger: a file or a URL; runs/ledger.sqlite unless told.")
+        str | None,
+        typer.Option(help="The project's ledger: a file or a URL; ledger.sqlite beside the run's folder unless told."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; progress goes to stderr.")] = False,
     open_report: Annotated[

@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from metier.records.events import Event
     from metier.records.ledger import Ledger
-    from metier.records.lineage import DatasetLineage, Lineage
+    from metier.records.lineage import DatasetLineage, Evidence, Lineage
     from metier.records.types import Run
 
 __all__ = ["export_weights", "list_runs", "prune_runs", "runs_app", "show", "why"]
@@ -87,15 +87,27 @@ def why(
         str,
         typer.Argument(metavar="CHECKPOINT|RUN", help="An id, the start of one, or: last; of a run, its last weights."),
     ],
+    stage: Annotated[
+        str | None, typer.Option(help="Instead of weights: the figures that this stage of the run measured.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="With --stage: this split only.")] = None,
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Walk weights back to the feedback that made them, its sources and versions."""
-    from metier.cli.find import find_checkpoint, open_ledger
+    """Walk weights, or a stage's figures, back to the feedback behind them, its sources and versions."""
+    from metier.base.errors import DataError
+    from metier.cli.find import find_checkpoint, find_run, open_ledger
+    from metier.records.lineage import behind
     from metier.records.lineage import why as why_of
     from metier.records.types import to_plain
 
+    if split is not None and stage is None:
+        raise DataError("--split belongs to the figures of a stage; name it with --stage")
     with open_ledger(ledger) as records:
+        if stage is not None:
+            rows = behind(records, find_run(records, what), stage, split)
+            print(json.dumps(to_plain(rows), indent=2) if as_json else evidence_text(rows))
+            return
         lineage = why_of(records, find_checkpoint(records, what))
     print(
         json.dumps(to_plain(lineage), indent=2) if as_json else lineage_text(lineage), end="" if not as_json else "\n"
@@ -277,6 +289,23 @@ def show_episode(ledger: Ledger, episode_id: str, as_json: bool) -> None:
         print(json.dumps({"episode": to_plain(episode), "feedback": to_plain(feedback)}, indent=2))
     else:
         print(as_text(episode, tools=ledger.task(episode.task_id).tools, feedback=feedback), end="")
+
+
+def evidence_text(rows: list[Evidence]) -> str:
+    """The figures of each split, and below each the rows that it is made of."""
+    lines: list[str] = []
+    for split in dict.fromkeys(row.split for row in rows):
+        own = [row for row in rows if row.split == split]
+        scored = [row.value for row in own if row.value is not None]
+        won = sum(value == 1.0 for value in scored)
+        unscored = f", {len(own) - len(scored)} unscored and left out" if len(scored) < len(own) else ""
+        share = f"{100 * won / len(scored):.1f} %" if scored else "–"
+        lines.append(f"{split}: {share}, {won} of {len(scored)} episodes succeeded{unscored}")
+        for row in own:
+            value = "   –" if row.value is None else f"{row.value:4.2f}"
+            said = ", ".join(f"{f.id} by {f.source.kind} {f.source.name} {f.source.version}" for f in row.feedback)
+            lines.append(f"  {value}  {row.episode_id}  {said}")
+    return "\n".join(lines)
 
 
 def lineage_text(lineage: Lineage) -> str:

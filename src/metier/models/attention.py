@@ -10,8 +10,9 @@ tokens form a forest, and a token sees its own span up to itself and all of its 
 A system prompt that many conversations share is one root, computed once, with exact
 gradients. `metier.models.kvcache` has the layout with memory, used in sampling.
 
-Plain matrix products and softmax are used rather than the fused kernel: on CPUs with
-bf16 its backward pass takes three times as long for spans of this size.
+On a GPU a bundle of spans is one call of torch's fused attention, which never holds the
+scores. On a CPU plain matrix products and softmax are used: there the fused kernel's
+backward pass takes three times as long in bf16 for spans of this size.
 
 Shape legend: T tokens, H query heads, K key heads, Q = H / K queries per key head,
 D head size, B spans of a bundle, S longest span of it, P tokens of its ancestors.
@@ -25,6 +26,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from metier.models.lean import make_lean
@@ -66,10 +69,14 @@ class _Bundle:
 class ForestLayout:
     """Spans that see themselves causally and their ancestors wholly.
 
+    `fused` says whether torch's fused attention is used; on a GPU unless told otherwise.
     Raises `ValueError` when a parent does not come before its child.
     """
 
-    def __init__(self, spans: Sequence[Span], *, heads: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, spans: Sequence[Span], *, heads: int, device: torch.device | str = "cpu", fused: bool | None = None
+    ) -> None:
+        self._attend_bundle = _fused if fused or (fused is None and torch.device(device).type == "cuda") else _plain
         chains: list[list[int]] = []
         by_parent: dict[int | None, list[int]] = {}
         for number, span in enumerate(spans):
@@ -94,30 +101,55 @@ class ForestLayout:
         joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         return joined.index_select(0, self._back_T)
 
-    @staticmethod
-    def _attend_bundle(bundle: _Bundle, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, scale: float) -> Tensor:
-        b, s = bundle.tokens_BS.shape
-        h, _, d = query_HTD.shape
-        k = key_KTD.shape[0]
-        flat = bundle.tokens_BS.reshape(-1)
-        query = query_HTD.index_select(1, flat).view(k, h // k, b, s, d).permute(2, 0, 1, 3, 4).reshape(b, k, -1, d)
-        query = query * scale
-        key = key_KTD.index_select(1, flat).view(k, b, s, d).transpose(0, 1)  # B K S D
-        value = value_KTD.index_select(1, flat).view(k, b, s, d).transpose(0, 1)
-        scores = torch.matmul(query, key.transpose(-1, -2)).view(b, h, s, s) + bundle.bias_SS.to(query.dtype)
-        scores = scores.view(b, k, -1, s)
-        p = 0
-        if bundle.context_P is not None:
-            p = len(bundle.context_P)
-            context_key = key_KTD.index_select(1, bundle.context_P).expand(b, k, p, d)
-            context_value = value_KTD.index_select(1, bundle.context_P).expand(b, k, p, d)
-            scores = torch.cat([torch.matmul(query, context_key.transpose(-1, -2)), scores], -1)
-        weights = torch.softmax(scores, -1)  # sums in float32 inside, whatever the dtype
-        out = torch.matmul(weights[..., p:], value)
-        if p:
-            out = out + torch.matmul(weights[..., :p], context_value)
-        rows = out.view(b, k, h // k, s, d).permute(0, 3, 1, 2, 4).reshape(b * s, h, d)
-        return rows.index_select(0, bundle.keep_T)
+
+def _plain(bundle: _Bundle, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, scale: float) -> Tensor:
+    """Attention of one bundle by matrix products; its tokens in order, shape (tokens, H, D)."""
+    b, s = bundle.tokens_BS.shape
+    h, _, d = query_HTD.shape
+    k = key_KTD.shape[0]
+    flat = bundle.tokens_BS.reshape(-1)
+    query = query_HTD.index_select(1, flat).view(k, h // k, b, s, d).permute(2, 0, 1, 3, 4).reshape(b, k, -1, d)
+    query = query * scale
+    key = key_KTD.index_select(1, flat).view(k, b, s, d).transpose(0, 1)  # B K S D
+    value = value_KTD.index_select(1, flat).view(k, b, s, d).transpose(0, 1)
+    scores = torch.matmul(query, key.transpose(-1, -2)).view(b, h, s, s) + bundle.bias_SS.to(query.dtype)
+    scores = scores.view(b, k, -1, s)
+    p = 0
+    if bundle.context_P is not None:
+        p = len(bundle.context_P)
+        context_key = key_KTD.index_select(1, bundle.context_P).expand(b, k, p, d)
+        context_value = value_KTD.index_select(1, bundle.context_P).expand(b, k, p, d)
+        scores = torch.cat([torch.matmul(query, context_key.transpose(-1, -2)), scores], -1)
+    weights = torch.softmax(scores, -1)  # sums in float32 inside, whatever the dtype
+    out = torch.matmul(weights[..., p:], value)
+    if p:
+        out = out + torch.matmul(weights[..., :p], context_value)
+    rows = out.view(b, k, h // k, s, d).permute(0, 3, 1, 2, 4).reshape(b * s, h, d)
+    return rows.index_select(0, bundle.keep_T)
+
+
+def _fused(bundle: _Bundle, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, scale: float) -> Tensor:
+    """The same by torch's fused attention: keys are the ancestors' and then the span's own."""
+    b, s = bundle.tokens_BS.shape
+    p = 0 if bundle.context_P is None else len(bundle.context_P)
+
+    def gathered(x_HTD: Tensor, *, ancestors: bool) -> Tensor:
+        h, _, d = x_HTD.shape
+        own = x_HTD.index_select(1, bundle.tokens_BS.reshape(-1)).view(h, b, s, d).transpose(0, 1)  # B H S D
+        if not ancestors or bundle.context_P is None:
+            return own
+        return torch.cat([x_HTD.index_select(1, bundle.context_P).expand(b, h, p, d), own], 2)
+
+    out = scaled_dot_product_attention(
+        gathered(query_HTD, ancestors=False),
+        gathered(key_KTD, ancestors=True),
+        gathered(value_KTD, ancestors=True),
+        attn_mask=causal_lower_right(s, p + s),
+        scale=scale,
+        enable_gqa=True,
+    )
+    rows = out.transpose(1, 2).reshape(b * s, *out.shape[1::2])
+    return rows.index_select(0, bundle.keep_T)
 
 
 def _split(ranked: list[int], spans: Sequence[Span], heads: int, context: int) -> list[list[int]]:
@@ -149,7 +181,10 @@ def _bundle(spans: list[Span], context: list[int], device: torch.device | str) -
 
 
 def use_layouts(model: PreTrainedModel) -> PreTrainedModel:
-    """Make a model attend by layout, and leanly, from now on; its weights and outputs stay the same."""
+    """Make a model attend by layout, and leanly, from now on; its weights stay the same.
+
+    Call it through `hidden_states` from now on: without a layout its forward pass fails.
+    """
     make_lean(model)
     AttentionInterface.register(ATTENTION, _attention)
     model.config._attn_implementation = ATTENTION

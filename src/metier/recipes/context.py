@@ -29,6 +29,7 @@ from metier.models.renderer import Renderer, get_renderer
 from metier.recipes.settings import BASE, Recipe
 from metier.records.events import EventLog, read
 from metier.records.ledger import Ledger
+from metier.records.lineage import why
 from metier.records.types import Task, Weights
 from metier.rollout.torch_engine import TorchEngine
 from metier.tasks.protocol import TaskFamily
@@ -171,3 +172,13 @@ class Context:
             raise DataError(
                 f"{what}: task {caught.id} is also in suite {suites[caught.id]!r}; suites never enter training"
             )
+
+    def refuse_trained(self, of: str, tasks: Sequence[Task], what: str) -> None:
+        """What a checkpoint learnt from says nothing about how good it is. Raises `DataError`."""
+        if of == BASE:
+            return
+        datasets = [d.id for link in why(self.ledger, self.checkpoint_id(of)).checkpoints for d in link.datasets]
+        trained = {task_id for dataset in datasets for task_id in self.ledger.dataset(dataset).task_ids}
+        caught = next((task for task in tasks if task.id in trained), None)
+        if caught is not None:
+            raise DataError(f"{what}: {self.checkpoint_id(of)} was trained on task {caught.id}; measure it on others")

@@ -39,7 +39,8 @@ def train_settings(stage: Sft | Rl, steps: int) -> TrainSettings:
 
 def saver_of(context: Context, stage: str, trainer: Trainer) -> Saver:
     """Keeps the trainer's state in the run folder; goes on from the newest one where there is one."""
-    saver = Saver(trainer, context.folder / "state" / stage, context.recipe.save_seconds)
+    folder, recipe = context.folder / "state" / stage, context.recipe
+    saver = Saver(trainer, folder, recipe.save_seconds, keep=recipe.keep_states)
     if saver.resume():
         context.emit(stage, "note", text=f"continues after step {trainer.step_number}")
     return saver

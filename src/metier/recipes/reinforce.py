@@ -27,7 +27,7 @@ from metier.recipes.context import Context
 from metier.recipes.learning import cuts, in_blocks, publish, saver_of, train_settings
 from metier.recipes.settings import Rl
 from metier.records.types import DatasetManifest, Episode, Feedback, Group, Task, to_plain
-from metier.rollout.episodes import Plan, plan_id, run_episodes
+from metier.rollout.episodes import Plan, kept_episodes, plan_id
 from metier.train.advantages import advantages, gae, kl_penalty, overlong_penalty, whitened
 from metier.train.loop import Trainer
 from metier.train.objectives.registry import get_objective
@@ -60,7 +60,7 @@ class _Sampled:
 
 
 def reinforce(context: Context, settings: Rl) -> Mapping[str, Any]:
-    """Carry out the stage."""
+    """Carry out the stage; returns {"checkpoint", "weights_hash", "steps"}."""
     supply = _Supply(context, settings)
     objective = get_objective(settings.objective, **settings.options)
     model = context.take(settings.of)
@@ -203,7 +203,8 @@ def _sample(
                     group_id=group,
                 )
             )
-    episodes = run_episodes(
+    episodes = kept_episodes(
+        context.ledger,
         context.engine(trainer.model),
         context.renderer,
         plans,
@@ -213,7 +214,6 @@ def _sample(
         stage=settings.name,
     )
     feedback = verify_episodes({t.id: t for t in tasks}, episodes, context.executor, run_id=context.run_id)
-    context.ledger.add_episodes(episodes)
     context.ledger.add_feedback(feedback)
     about: dict[str, list[Feedback]] = {}
     for item in feedback:

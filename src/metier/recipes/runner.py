@@ -16,6 +16,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,7 +27,7 @@ import torch
 
 from metier.base.clock import now
 from metier.base.config import find_recipe, load_yaml
-from metier.base.errors import ConfigError, DiskFullError
+from metier.base.errors import ConfigError, DiskFullError, MetierError
 from metier.base.executor import LocalExecutor
 from metier.base.ids import canonical_json, content_hash
 from metier.base.lock import only_one
@@ -93,6 +94,8 @@ def run(
             raise DiskFullError(
                 f"the disk of {where} is full; free some space and run the same command to continue"
             ) from error
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            raise ConfigError(f"{error.filename or where} may not be written; choose another --folder") from error
         raise
 
 
@@ -184,7 +187,15 @@ def _load_plugin(path: Path) -> None:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # annotations of its functions are looked up here
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except MetierError:
+        raise
+    except Exception as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path.resolve()]
+        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
+        where = path if line is None else f"{path}, line {line}"
+        raise ConfigError(f"plugin {where}: {type(error).__name__}: {error}") from error
 
 
 def _code_version() -> str:

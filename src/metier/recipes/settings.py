@@ -88,8 +88,9 @@ class Evaluate(Settings):
     name: str
     of: str = BASE
     splits: dict[str, Positive]  # split -> number of tasks
+    text: str | None = None  # held-out text whose loss is measured: "general", or a JSONL file of {"text": ...}
     sampling: SamplingSettings = SamplingSettings(temperature=0.0)
-    chunk: Positive = 256  # episodes between two savings
+    chunk: Positive = 128  # episodes between two savings
 
 
 class Demonstrate(Settings):
@@ -225,7 +226,8 @@ class Recipe(Settings):
     plugins: tuple[str, ...] = ()  # Python files that register tools and verifiers
     tracker: str = "none"  # "tensorboard" also writes TensorBoard files
     threads: Positive | None = None  # of torch; its own choice unless told
-    save_seconds: Annotated[float, Field(ge=0)] = 60.0  # a crash loses this much work, or one step
+    save_seconds: Annotated[float, Field(ge=0)] = 60.0  # a crash loses this much work, or two steps
+    keep_states: Positive = 1  # of a training stage's states to go on from, how many stay
     stages: tuple[StageSettings, ...]
 
     @model_validator(mode="after")

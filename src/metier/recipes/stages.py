@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from metier.base.clock import monotonic, now
@@ -18,6 +19,7 @@ from metier.base.errors import DataError
 from metier.base.ids import derive_id
 from metier.base.seeds import rng_for
 from metier.evaluate.suites import evaluate, summary
+from metier.evaluate.text import passages, text_loss
 from metier.feedback.verify import verify_episodes
 from metier.recipes.context import Context
 from metier.recipes.learning import cuts, in_blocks, publish, saver_of, train_settings
@@ -36,6 +38,7 @@ from metier.records.types import (
 from metier.report.collect import collect
 from metier.report.page import render, write
 from metier.rollout.episodes import environment_for, plan_id
+from metier.stats.intervals import mean_interval
 from metier.train.loop import Trainer
 from metier.train.objectives.registry import get_objective
 from metier.train.packing import Example, ends_in_loss
@@ -65,6 +68,7 @@ def run_stage(context: Context, settings: StageSettings) -> Mapping[str, Any]:
 def _evaluate(context: Context, settings: Evaluate) -> Mapping[str, Any]:
     splits = {split: context.tasks(split, n) for split, n in settings.splits.items()}
     for split, tasks in splits.items():
+        context.refuse_trained(settings.of, tasks, f"stage {settings.name!r}, split {split!r}")
         ids = tuple(task.id for task in tasks)
         family, own = context.family_of(split)
         version = f"{family.version}-{Suite(name='', version='', task_ids=ids).hash[:12]}"
@@ -102,9 +106,30 @@ def _evaluate(context: Context, settings: Evaluate) -> Mapping[str, Any]:
     )
     result = {}
     for split, tasks in splits.items():
-        result[split] = summary(values[split], [str(t.meta.get("pair") or t.id) for t in tasks])
+        result[split] = summary(values[split], [task.cluster for task in tasks])
         context.emit(settings.name, "eval", split=split, **result[split])
+    if settings.text is not None:
+        result["text"] = _read_text(context, settings, settings.text)
     return result
+
+
+def _read_text(context: Context, settings: Evaluate, name: str) -> dict[str, Any]:
+    tasks = passages(name)
+    suite = Suite(name=f"text/{name}", version="", task_ids=tuple(task.id for task in tasks))
+    context.ledger.add_tasks(tasks)
+    context.ledger.add_suite(replace(suite, version=suite.hash[:12]))
+    losses = text_loss(
+        context.ledger,
+        context.load(settings.of),
+        context.tokenizer,
+        tasks,
+        weights=context.weights(settings.of),
+        run_id=context.run_id,
+        stage=f"{settings.name}/text",
+    )
+    told = mean_interval(losses)
+    context.emit(settings.name, "note", text=f"held-out text: {told.mean:.3f} nats per token, {told.n} passages")
+    return {"loss": told.mean, "low": told.low, "high": told.high, "n": told.n}
 
 
 # --- demonstrations --------------------------------------------------------------------
@@ -115,9 +140,10 @@ def _demonstrate(context: Context, settings: Demonstrate) -> Mapping[str, Any]:
     context.refuse_overlap(tasks, f"stage {settings.name!r}")
     episodes = context.executor.map(lambda task: _demonstration(context, settings.name, task), tasks)
     verdicts = verify_episodes({t.id: t for t in tasks}, episodes, context.executor, run_id=context.run_id)
-    failed = next((v for v in verdicts if v.value is not None and v.value < 1.0), None)
+    failed = next((v for v in verdicts if v.value is None or v.value < 1.0), None)
     if failed is not None:
-        raise DataError(f"the demonstration of an {settings.split!r} task fails its own verifier: {failed.reason}")
+        what = "could not be verified" if failed.value is None else "fails its own verifier"
+        raise DataError(f"the demonstration of an {settings.split!r} task {what}: {failed.reason}")
     source = Source(
         kind="person" if context.recipe.tasks.file else "execution", name=ORACLE, version=context.family.version
     )

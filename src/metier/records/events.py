@@ -11,7 +11,7 @@ Every event holds `at` (UTC seconds), `stage` and `event`. The events:
     run_start    stages (names)
     stage_start
     stage_skip   (done before)
-    stage_end    seconds
+    stage_end    seconds, peak_memory_gb
     step         step, steps, and figures: loss, reward, success, tokens_per_s …
     progress     done, total, unit, and figures
     eval         split, success, n, low, high

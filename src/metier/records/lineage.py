@@ -39,10 +39,12 @@ __all__ = [
     "CheckpointLineage",
     "DatasetLineage",
     "EpisodeSlice",
+    "Evidence",
     "FeedbackSlice",
     "Lineage",
     "Reach",
     "TaskSlice",
+    "behind",
     "forget",
     "reached",
     "why",
@@ -163,6 +165,37 @@ def why(ledger: Ledger, checkpoint_id: str) -> Lineage:
         chain.append(CheckpointLineage(checkpoint=checkpoint, datasets=datasets))
         ahead = checkpoint.parent
     return Lineage(checkpoints=tuple(chain), base=None if ahead in seen else ahead)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One episode of a measurement and what was said about it."""
+
+    episode_id: str
+    task_id: str
+    split: str
+    value: float | None  # the lowest of its scores; None where it is unscored
+    feedback: tuple[Feedback, ...]
+
+
+def behind(ledger: Ledger, run_id: str, stage: str, split: str | None = None) -> list[Evidence]:
+    """The rows that a stage's figures are made of. Raises `LedgerError` where there are none."""
+    episodes = ledger.episodes(run_id=run_id, stage=stage, split=split)
+    if not episodes:
+        what = f"stage {stage!r}" + (f", split {split!r}" if split else "")
+        raise LedgerError(f"run {run_id} holds no episodes of {what}; metier runs show {run_id} names what it measured")
+    about: dict[str, list[Feedback]] = {}
+    for row in ledger.feedback(run_id=run_id, about=[episode.id for episode in episodes]):
+        about.setdefault(row.about[0], []).append(row)
+    found = []
+    for episode in episodes:
+        rows = tuple(about.get(episode.id, ()))
+        values = [row.value for row in rows if row.kind == "score"]
+        value = None if not values or None in values else float(min(values))
+        found.append(
+            Evidence(episode_id=episode.id, task_id=episode.task_id, split=episode.split, value=value, feedback=rows)
+        )
+    return found
 
 
 def reached(ledger: Ledger, record_id: str) -> Reach:

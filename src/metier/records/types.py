@@ -212,6 +212,11 @@ class Task:
         }
         return "task-" + content_hash(asked, length=20)
 
+    @property
+    def cluster(self) -> str:
+        """The group of tasks whose results may agree: `meta.cluster`, else `meta.pair`, else the task alone."""
+        return str(self.meta.get("cluster") or self.meta.get("pair") or self.id)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:

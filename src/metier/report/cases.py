@@ -1,6 +1,6 @@
 """Which tasks the report shows side by side, by a stated rule and not by taste.
 
-All tasks that every model tried are put in an order drawn from the run's seed. Then
+All tasks that the first and the last model tried are put in an order drawn from the run's seed. Then
 places are dealt in turns over kinds of work, and within a kind over what happened
 from the first model to the last (lost, wrong, gained, right, unscored), so that failures
 are always among them. Three places in five go to the first rung, the rest to the others.
@@ -22,7 +22,7 @@ TURN: tuple[Path, ...] = ("wrong", "gained", "lost", "right", "unscored")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A task that every model tried."""
+    """A task that the first and the last model tried."""
 
     task_id: str
     kind: str
@@ -33,8 +33,9 @@ class Candidate:
 def rule(seed: int, shown: int, of: int) -> str:
     """The rule in words, for the page."""
     return (
-        f"{shown} of {of} tasks that every model tried, first attempts only. Not picked by hand: a fixed rule deals the"
-        f" places in turns over kinds of work and over outcomes, failures included, in an order drawn from seed {seed}."
+        f"{shown} of {of} tasks that the first and the last model tried, first attempts only. Not picked by hand: a"
+        " fixed rule deals the places in turns over kinds of work and over outcomes, failures included, in an order"
+        f" drawn from seed {seed}."
     )
 
 

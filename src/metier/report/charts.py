@@ -58,7 +58,8 @@ def dots(shares: Sequence[Interval], labels: Sequence[str], name: str) -> Markup
     for place, share in enumerate(shares):
         y = 3 + LANE * place + LANE // 2
         if share.mean is None:
-            parts.append(Markup('<text class="none" x="0" y="{}" dx="8" dy="4.5">no verdict</text>').format(y))
+            text = "no verdict" if share.n or share.left_out else "not measured"
+            parts.append(Markup('<text class="none" x="0" y="{}" dx="8" dy="4.5">{}</text>').format(y, text))
             continue
         low, high = (share.mean if bound is None else bound for bound in (share.low, share.high))
         right = high < 0.8
@@ -150,7 +151,8 @@ def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= raw * 0.999)
     start, end = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(place * step, 12) for place in range(start, end + 1)]
+    digits = 6 - math.floor(math.log10(step))
+    return [round(place * step, digits) for place in range(start, end + 1)]
 
 
 def smooth(values: Sequence[float]) -> list[float]:

@@ -3,7 +3,7 @@
 Evaluate stages are taken in the order of the run: the first is *before*, the last is
 *after*. Success is the feedback on criterion "success"; where several verifiers spoke,
 all must agree, and where one could not, the episode is unscored: left out and counted.
-Tasks are paired by id across models; tasks of a pair (`meta.pair`) are one cluster.
+Tasks are paired by id across models; tasks of one `Task.cluster` may agree.
 
 Left out: anything that the ledger and `events.jsonl` do not hold. No weights are read.
 """
@@ -37,12 +37,13 @@ from metier.report.data import (
     ReportData,
     Rung,
     SourceCount,
+    TextRow,
     TraitRow,
 )
 from metier.report.transcript import turns
 from metier.report.verdict import verdict
 from metier.report.wording import label_of, title_of
-from metier.stats.intervals import Interval, share_interval
+from metier.stats.intervals import Interval, mean_interval, share_interval
 from metier.stats.paired import holm, paired
 
 __all__ = ["collect"]
@@ -117,6 +118,7 @@ def collect(ledger: Ledger, run_id: str, run_folder: str | Path | None = None) -
         cost=cost_of(events, run.stages, _sampled(run, episodes)),
         kinds=_kinds(measured, first, tasks),
         pairs=_pairs(measured, splits, tasks),
+        text=_text(measured, episodes, feedback),
         traits=_traits(measured, first, tasks),
         curves=curve_sets(events, run.stages),
         reward=reward_against_held(events, run.stages, first, _around(run, measured, rungs)),
@@ -181,15 +183,10 @@ def _splits(measured: Sequence[_Measured]) -> list[str]:
     return [split for split in LADDER if split in seen] + sorted(split for split in seen if split not in LADDER)
 
 
-def _cluster(tasks: Mapping[str, Task], task_id: str) -> str:
-    pair = tasks[task_id].meta.get("pair")
-    return pair if isinstance(pair, str) else task_id
-
-
 def _share(one: _Measured, split: str, tasks: Mapping[str, Task], among: Iterable[str] | None = None) -> Interval:
     by_task = one.values.get(split, {})
     picked = by_task if among is None else [task_id for task_id in among if task_id in by_task]
-    rows = [(value, _cluster(tasks, task_id)) for task_id in picked for value in by_task[task_id]]
+    rows = [(value, tasks[task_id].cluster) for task_id in picked for value in by_task[task_id]]
     return share_interval([_unit(value) for value, _ in rows], clusters=[cluster for _, cluster in rows])
 
 
@@ -209,7 +206,7 @@ def _change(
     if among is not None:
         kept = set(among)
         a, b = {k: v for k, v in a.items() if k in kept}, {k: v for k, v in b.items() if k in kept}
-    clusters = {task_id: _cluster(tasks, task_id) for task_id in [*a, *b]}
+    clusters = {task_id: tasks[task_id].cluster for task_id in [*a, *b]}
     return Change(before=before, after=after, paired=paired(a, b, clusters=clusters))
 
 
@@ -276,23 +273,27 @@ def _pairs(measured: Sequence[_Measured], splits: Sequence[str], tasks: Mapping[
             PairRow(
                 split=split,
                 label=title_of(split),
+                n=len(whole),
                 forbidden=tuple(_share(one, split, tasks, [s["forbidden"] for s in whole]) for one in measured),
                 allowed=tuple(_share(one, split, tasks, [s["allowed"] for s in whole]) for one in measured),
-                both=tuple(_both(one.values.get(split, {}), whole) for one in measured),
+                both=tuple(_both(one.values.get(split, {}), whole, tasks) for one in measured),
             )
         )
     return tuple(out)
 
 
-def _both(values: Mapping[str, tuple[float | None, ...]], twins: Sequence[Mapping[str, str]]) -> Interval:
+def _both(
+    values: Mapping[str, tuple[float | None, ...]], twins: Sequence[Mapping[str, str]], tasks: Mapping[str, Task]
+) -> Interval:
     """Share of pairs with both sides right; attempt k of one side goes with attempt k of the other."""
-    rows: list[tuple[float | None, int]] = []
-    for place, sides in enumerate(twins):
+    rows: list[tuple[float | None, str]] = []
+    for sides in twins:
         sides_values = values.get(sides["forbidden"], ()), values.get(sides["allowed"], ())
         for forbidden, allowed in zip(*sides_values, strict=False):
             scored = forbidden is not None and allowed is not None
-            rows.append((float(_right(forbidden) and _right(allowed)) if scored else None, place))
-    return share_interval([value for value, _ in rows], clusters=[place for _, place in rows])
+            won = float(_right(forbidden) and _right(allowed)) if scored else None
+            rows.append((won, tasks[sides["forbidden"]].cluster))
+    return share_interval([value for value, _ in rows], clusters=[cluster for _, cluster in rows])
 
 
 def _right(value: float | None) -> bool:
@@ -301,7 +302,20 @@ def _right(value: float | None) -> bool:
 
 def _traits(measured: Sequence[_Measured], split: str, tasks: Mapping[str, Task]) -> tuple[TraitRow, ...]:
     episodes = [[e for e in one.episodes if e.split == split] for one in measured]
-    return trait_rows(episodes, tasks, lambda task_id: _cluster(tasks, task_id))
+    return trait_rows(episodes, tasks, lambda task_id: tasks[task_id].cluster)
+
+
+def _text(measured: Sequence[_Measured], episodes: Sequence[Episode], feedback: Sequence[Feedback]) -> TextRow | None:
+    """Held-out text, where any of the models has read it."""
+    loss = {f.about[0]: float(f.value) for f in feedback if f.criterion == "text_loss" and f.value is not None}
+    read: list[dict[str, list[float]]] = [
+        {e.task_id: [loss[e.id]] for e in episodes if e.stage == f"{one.info.stage}/text" and e.id in loss}
+        for one in measured
+    ]
+    if not any(read):
+        return None
+    change = Change(before=0, after=len(read) - 1, paired=paired(read[-1], read[0])) if len(read) > 1 else None
+    return TextRow(losses=tuple(mean_interval([v for (v,) in found.values()]) for found in read), overall=change)
 
 
 def _around(
@@ -324,12 +338,12 @@ def _around(
 def _candidates(
     measured: Sequence[_Measured], splits: Sequence[str], tasks: Mapping[str, Task]
 ) -> list[case_rule.Candidate]:
-    out = []
-    for split in splits:
-        tried = [one.values.get(split, {}) for one in measured]
-        for task_id in tried[0] if tried else ():
-            if all(task_id in values for values in tried):
-                path = _path(tried[0][task_id][0], tried[-1][task_id][0])
+    out: list[case_rule.Candidate] = []
+    for split in splits if measured else ():
+        before, after = measured[0].values.get(split, {}), measured[-1].values.get(split, {})
+        for task_id in before:
+            if task_id in after:
+                path = _path(before[task_id][0], after[task_id][0])
                 out.append(case_rule.Candidate(task_id=task_id, kind=tasks[task_id].kind, split=split, path=path))
     return out
 
@@ -363,9 +377,10 @@ def _cases(
         task = tasks[candidate.task_id]
         columns = []
         for place, one in enumerate(measured):
-            episode = first[place][candidate.task_id]
-            value = one.values[candidate.split][candidate.task_id][0]
-            columns.append(_column(place, episode, task, value, success.get(episode.id)))
+            tried = first[place].get(candidate.task_id)
+            if tried is not None:  # models between the first and the last may have tried less
+                value = one.values[candidate.split][candidate.task_id][0]
+                columns.append(_column(place, tried, task, value, success.get(tried.id)))
         users = [message.content for message in task.messages if message.role == "user"]
         desk = task.meta.get("desk")
         out.append(

@@ -27,7 +27,7 @@ PANELS: tuple[tuple[str, str, str, bool], ...] = (
     ("reward", "Reward", "mean over the step's episodes", False),
     ("success", "Success in training", "share of the step's episodes", True),
     ("entropy", "Entropy", "nats per token; at zero it explores no more", False),
-    ("kl_sampler", "Sampler mismatch", "KL, sampler to trainer; zero is right", False),
+    ("mismatch_kl", "Sampler mismatch", "KL, sampler to trainer; zero is right", False),
     ("clip_fraction", "Clipped tokens", "share outside the trust region", True),
     ("grad_norm", "Gradient norm", "before clipping", False),
     ("completion_tokens_mean", "Completion length", "tokens per episode", False),

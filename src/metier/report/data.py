@@ -80,6 +80,14 @@ class Rung:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TextRow:
+    """The loss of held-out text under every model, in nats per token; lower is better."""
+
+    losses: tuple[Interval, ...]  # per model; n is 0 where it was not measured
+    overall: Change | None  # first model to last
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KindRow:
     """Success at one kind of work on the first rung."""
 
@@ -95,6 +103,7 @@ class PairRow:
 
     split: str
     label: str
+    n: int  # pairs
     forbidden: tuple[Interval, ...]  # success on the forbidden side, per model
     allowed: tuple[Interval, ...]  # success on the allowed side
     both: tuple[Interval, ...]  # both sides of a pair right
@@ -174,7 +183,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One task, tried by every model."""
+    """One task, tried by the first and the last model, and perhaps by those between."""
 
     task_id: str
     kind: str
@@ -279,6 +288,7 @@ class ReportData:
     cost: Cost
     kinds: tuple[KindRow, ...] = ()
     pairs: tuple[PairRow, ...] = ()
+    text: TextRow | None = None
     traits: tuple[TraitRow, ...] = ()
     curves: tuple[CurveSet, ...] = ()
     reward: tuple[RewardAgainstHeld, ...] = ()

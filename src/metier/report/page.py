@@ -85,6 +85,7 @@ def _template() -> Template:
         p_value=wording.p_value,
         percent=wording.percent,
         points=wording.points,
+        signed=wording.signed,
         title_of=wording.title_of,
     )
     environment.globals["points_interval"] = wording.points_interval

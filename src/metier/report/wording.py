@@ -24,6 +24,7 @@ __all__ = [
     "points",
     "points_interval",
     "share_with_interval",
+    "signed",
     "title_of",
 ]
 
@@ -59,6 +60,11 @@ def points(diff: float | None, digits: int = 1) -> str:
         return "–"
     text = f"{100 * diff:+.{digits}f}"
     return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def signed(number: float) -> str:
+    """`+0.213`, `−0.002`: three decimals, always with a sign."""
+    return f"{number:+.3f}".replace("-", "−")
 
 
 def points_interval(low: float | None, high: float | None) -> str:
@@ -147,7 +153,7 @@ def label_of(measured: str) -> str:
 def change_words(change: Paired) -> str:
     """`clear gain`, `clear loss`, `no clear change` or why nothing can be said."""
     if change.n == 0:
-        return "no task in common"
+        return "not compared"
     if change.clear:
         return "clear gain" if (change.diff or 0) > 0 else "clear loss"
     if change.low is None and change.diff == 0:

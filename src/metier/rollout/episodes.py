@@ -13,13 +13,14 @@ from dataclasses import dataclass, field, replace
 from metier.base.clock import monotonic, now
 from metier.base.ids import derive_id
 from metier.models.renderer import Renderer
+from metier.records.ledger import Ledger
 from metier.records.types import Boundary, Cost, Episode, Message, Sampling, StopReason, Task, Weights
 from metier.rollout.engine import Drawn, Engine, Request
 from metier.rollout.tools import ToolBox
 from metier.tasks.protocol import Environment, EnvironmentFailure
 from metier.tasks.registry import get_family
 
-__all__ = ["Plan", "environment_for", "plan_id", "run_episodes"]
+__all__ = ["Plan", "environment_for", "kept_episodes", "plan_id", "run_episodes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,30 @@ def run_episodes(
 
     engine.generate(requests, sampling, renderer.stop_ids, on_turn)
     return [_finish(e, renderer, sampling, weights, run_id, stage) for e in live]
+
+
+def kept_episodes(
+    ledger: Ledger,
+    engine: Engine,
+    renderer: Renderer,
+    plans: Sequence[Plan],
+    *,
+    sampling: Sampling,
+    weights: Weights,
+    run_id: str,
+    stage: str,
+) -> list[Episode]:
+    """`run_episodes`, kept in the ledger; what the ledger holds already is read and not drawn again.
+
+    So a run that was stopped goes on with the same episodes, also where drawing them a
+    second time would give others (on a GPU, or with another number of threads).
+    """
+    kept = {episode.id: episode for episode in ledger.episodes(ids=[plan.id for plan in plans], arrays=True)}
+    if len(kept) == len(plans):
+        return [kept[plan.id] for plan in plans]
+    episodes = run_episodes(engine, renderer, plans, sampling=sampling, weights=weights, run_id=run_id, stage=stage)
+    ledger.add_episodes(episodes)
+    return episodes
 
 
 def _start(plan: Plan, renderer: Renderer) -> _Live:

@@ -48,7 +48,7 @@ class TaskFamily(Protocol):
         ...
 
     def tasks(self, split: str, n: int, seed: int) -> list[Task]:
-        """`n` different tasks of a split; the same for the same arguments.
+        """`n` different tasks of a split, or as many as there are; the same for the same arguments.
 
         Raises `DataError` where the split is unknown.
         """

@@ -99,7 +99,10 @@ def export(folder: str | Path, out: str | Path) -> str:
 
 
 def weights_hash(folder: str | Path) -> str:
-    """sha256 over the name, dtype, shape and bytes of every tensor in the folder, names sorted."""
+    """sha256 over the name, dtype, shape and bytes of every tensor in the folder, names sorted.
+
+    Raises `DataError` where the folder holds no safetensors.
+    """
     place: dict[str, Path] = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -166,9 +169,9 @@ class Saver:
     masters and moments as they are; the step waits for it before it changes them.
     """
 
-    def __init__(self, trainer: Trainer, folder: str | Path, seconds: float) -> None:
-        """A crash loses work of `seconds`, or of two steps where those are longer."""
-        self.trainer, self.folder, self.seconds = trainer, Path(folder), seconds
+    def __init__(self, trainer: Trainer, folder: str | Path, seconds: float, *, keep: int = 1) -> None:
+        """A crash loses work of `seconds`, or of two steps where those are longer; `keep` states stay."""
+        self.trainer, self.folder, self.seconds, self.keep = trainer, Path(folder), seconds, keep
         self.saved = self.stepped = monotonic()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -197,7 +200,7 @@ class Saver:
 
     def _write(self, step: int) -> None:
         try:
-            save_state(self.trainer, self.folder, step=step)
+            save_state(self.trainer, self.folder, keep=self.keep, step=step)
         except BaseException as error:  # told by finish(), in the thread that trains
             self._error = error
 

@@ -85,10 +85,11 @@ class FitSettings(Settings):
     eval_every: Annotated[int, Field(ge=0)] = 0  # steps between two measures; 0 is before the first and after the last
     keep: Literal["last", "best"] = "last"  # the weights of the end, or those of the lowest loss on eval_data
     save_seconds: Annotated[float, Field(ge=0)] = 60.0
+    keep_states: Positive = 1  # of the states to go on from, how many stay
 
 
 def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str, Any]:
-    """Train as told and return {"out", "weights_hash", "steps", "rows", counts of rows left out, last metrics}.
+    """Train as told and return {"out", "weights_hash", "steps", "rows", counts of rows left out}.
 
     Raises a `MetierError` for everything that the user can mend; nothing that was written is lost.
     """
@@ -178,7 +179,7 @@ def _fit(
             objective,
             teacher=teacher,
         )
-        saver = Saver(trainer, out / "state", settings.save_seconds)
+        saver = Saver(trainer, out / "state", settings.save_seconds, keep=settings.keep_states)
         if saver.resume():
             log.emit(STAGE, "note", text=f"continues after step {trainer.step_number}")
         ends = {} if scored else {"ends_in_loss": ends_in_loss([e for u in units for e in u], renderer.stop_ids)}
