@@ -21,7 +21,7 @@ from metier.models.renderer import get_renderer
 from metier.recipes.runner import run
 from metier.recipes.settings import Recipe
 from metier.records.ledger import Ledger
-from metier.records.types import Message, Run, Sampling, Task, ToolCall, VerifierSpec, Weights
+from metier.records.types import Episode, Message, Run, Sampling, Task, ToolCall, VerifierSpec, Weights
 from metier.rollout.engine import Drawn, OnTurn, Request
 from metier.rollout.episodes import Plan, kept_episodes, run_episodes
 from metier.rollout.tools import describe, tool
@@ -134,14 +134,17 @@ def test_what_was_kept_is_not_drawn_again(tmp_path: Path) -> None:
         whole = renderer.render((*TASK.messages, Message(role="assistant", content=said)), TASK.tools)
         return tuple(t for t, mine in zip(whole.token_ids, whole.loss_mask, strict=True) if mine)
 
+    def drawn(ledger: Ledger, engine: Scripted, plans: list[Plan]) -> list[Episode]:
+        return kept_episodes(ledger, plans, lambda: run_episodes(engine, renderer, plans, **asked))
+
     with Ledger.open(tmp_path / "ledger.sqlite") as ledger:
         ledger.add_run(Run(id="run-1", recipe="r", config={}, seed=0, folder=str(tmp_path), code_version=""))
         ledger.add_tasks([TASK])
-        first = kept_episodes(ledger, Scripted([[turn("good")], [turn("bad")]]), renderer, plans, **asked)
-        again = kept_episodes(ledger, Scripted([[turn("other")], [turn("other")]]), renderer, plans, **asked)
+        first = drawn(ledger, Scripted([[turn("good")], [turn("bad")]]), plans)
+        again = drawn(ledger, Scripted([[turn("other")], [turn("other")]]), plans)
         more = [*plans, Plan(id="ep-2", task=TASK, seed=2)]
         with pytest.raises(LedgerError):  # a chunk is kept whole or not at all
-            kept_episodes(ledger, Scripted([[turn("other")]] * 3), renderer, more, **asked)
+            drawn(ledger, Scripted([[turn("other")]] * 3), more)
     assert [e.messages[-1].content for e in first] == ["good", "bad"]
     assert [(e.id, e.token_ids) for e in again] == [(e.id, e.token_ids) for e in first]
     for a, b in zip(again, first, strict=True):

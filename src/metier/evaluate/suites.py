@@ -6,6 +6,7 @@ soon as it is done, so a crash costs one chunk, and the numbers do not depend on
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from metier.models.renderer import Renderer
 from metier.records.ledger import Ledger
 from metier.records.types import Episode, Feedback, Sampling, Task, Weights
 from metier.rollout.engine import Engine
-from metier.rollout.episodes import Plan, kept_episodes, plan_id
+from metier.rollout.episodes import Plan, kept_episodes, plan_id, run_episodes
 from metier.stats.intervals import share_interval
 
 __all__ = ["evaluate", "successes", "summary"]
@@ -55,9 +56,10 @@ def evaluate(
         ]
         if all(plan.id in judged for plan in plans):
             continue
-        episodes = kept_episodes(
-            ledger, engine, renderer, plans, sampling=sampling, weights=weights, run_id=run_id, stage=stage
+        draw = functools.partial(
+            run_episodes, engine, renderer, plans, sampling=sampling, weights=weights, run_id=run_id, stage=stage
         )
+        episodes = kept_episodes(ledger, plans, draw)
         feedback = verify_episodes(by_id, episodes, executor, run_id=run_id)
         ledger.add_feedback(feedback)
         on_chunk(min(start + chunk, len(tasks)), len(tasks), episodes, feedback)

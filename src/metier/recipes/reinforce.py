@@ -27,7 +27,7 @@ from metier.recipes.context import Context
 from metier.recipes.learning import cuts, in_blocks, publish, saver_of, train_settings
 from metier.recipes.settings import Rl
 from metier.records.types import DatasetManifest, Episode, Feedback, Group, Task, to_plain
-from metier.rollout.episodes import Plan, kept_episodes, plan_id
+from metier.rollout.episodes import Plan, kept_episodes, plan_id, run_episodes
 from metier.train.advantages import advantages, gae, kl_penalty, overlong_penalty, whitened
 from metier.train.loop import Trainer
 from metier.train.objectives.registry import get_objective
@@ -203,8 +203,8 @@ def _sample(
                     group_id=group,
                 )
             )
-    episodes = kept_episodes(
-        context.ledger,
+    draw = functools.partial(
+        run_episodes,
         context.engine(trainer.model),
         context.renderer,
         plans,
@@ -213,6 +213,7 @@ def _sample(
         run_id=context.run_id,
         stage=settings.name,
     )
+    episodes = kept_episodes(context.ledger, plans, draw)
     feedback = verify_episodes({t.id: t for t in tasks}, episodes, context.executor, run_id=context.run_id)
     context.ledger.add_feedback(feedback)
     about: dict[str, list[Feedback]] = {}

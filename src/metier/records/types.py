@@ -214,8 +214,8 @@ class Task:
 
     @property
     def cluster(self) -> str:
-        """The group of tasks whose results may agree: `meta.cluster`, else `meta.pair`, else the task alone."""
-        return str(self.meta.get("cluster") or self.meta.get("pair") or self.id)
+        """The group of tasks whose results may agree: one `meta.phrasing`, else one `meta.pair`, else the task."""
+        return str(self.meta.get("phrasing") or self.meta.get("pair") or self.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ leaves its siblings alone. Every token that the policy drew is kept as it was dr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from metier.base.clock import monotonic, now
@@ -93,18 +93,8 @@ def run_episodes(
     return [_finish(e, renderer, sampling, weights, run_id, stage) for e in live]
 
 
-def kept_episodes(
-    ledger: Ledger,
-    engine: Engine,
-    renderer: Renderer,
-    plans: Sequence[Plan],
-    *,
-    sampling: Sampling,
-    weights: Weights,
-    run_id: str,
-    stage: str,
-) -> list[Episode]:
-    """`run_episodes`, kept in the ledger; what the ledger holds already is read and not drawn again.
+def kept_episodes(ledger: Ledger, plans: Sequence[Plan], draw: Callable[[], list[Episode]]) -> list[Episode]:
+    """What the ledger holds of these plans, or else what `draw` gives, which is then kept.
 
     So a run that was stopped goes on with the same episodes, also where drawing them a
     second time would give others (on a GPU, or with another number of threads).
@@ -112,7 +102,7 @@ def kept_episodes(
     kept = {episode.id: episode for episode in ledger.episodes(ids=[plan.id for plan in plans], arrays=True)}
     if len(kept) == len(plans):
         return [kept[plan.id] for plan in plans]
-    episodes = run_episodes(engine, renderer, plans, sampling=sampling, weights=weights, run_id=run_id, stage=stage)
+    episodes = draw()
     ledger.add_episodes(episodes)
     return episodes
 

@@ -536,7 +536,7 @@ class Maker:
             verifiers=(VerifierSpec(name="conduct", params={"max_calls": calls + 2, **checks}),),
             environment=EnvironmentSpec(name="desk", version=VERSION, state=state),
             meta={"desk": desk.name, "variant": self.variant.name, "intent": f"{desk.name}.{intent}",
-                  "phrasing": f"{desk.name}.{core}", "cluster": f"{desk.name}.{core}", **(meta or {})},
+                  "phrasing": f"{desk.name}.{core}", **(meta or {})},
         )  # fmt: skip
 
 
