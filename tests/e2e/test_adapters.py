@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from metier.base.errors import ConfigError, ModelError
 from metier.cli import main
-from metier.models.adapters import Adapter, add_adapter
+from metier.models.adapters import Adapter, add_adapter, fingerprint
 from metier.models.hub import load_model
 from metier.recipes.runner import run
 from metier.records.events import read, steps
@@ -65,6 +65,13 @@ def test_only_the_adapter_learns_and_is_written(tiny_model: Path, tmp_path: Path
         logprobs = plain(torch.tensor([one.token_ids])).logits.log_softmax(-1)[0]
     expected = [float(logprobs[t - 1, one.token_ids[t]]) for t in range(6, 12)]
     assert after[0] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_base_is_known_again_in_either_type(tiny_model: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = Path(trained(tiny_model, tmp_path, dtype="bfloat16")["out"])
+    noted = json.loads((folder / "metier.json").read_text())["base_fingerprint"]
+    assert fingerprint(load_model(str(folder), dtype=dtype)) == noted
 
 
 def test_an_adapter_learns_on_and_a_stopped_training_ends_the_same(tiny_model: Path, tmp_path: Path) -> None:

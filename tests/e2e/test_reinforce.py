@@ -80,6 +80,18 @@ def test_reward_rises(method: str, given: dict[str, Any], metric: str, tiny_mode
     assert not any("value_head" in name for name in weights)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_policy_that_learns_is_the_one_that_was_sampled(
+    temperature: float, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Sampler and trainer speak of the same distribution, that of the sampling temperature."""
+    sampling = {**RL["sampling"], "temperature": temperature}
+    _, told = done(
+        tiny_model, tmp_path, method="grpo", steps=1, options={"kl": "k3", "kl_coef": 0.1}, sampling=sampling
+    )
+    assert abs(told[0]["mismatch_kl"]) < 1e-6 and abs(told[0]["reference_kl"]) < 1e-6
+
+
 def test_groups_without_signal_are_replaced(tiny_model: Path, tmp_path: Path) -> None:
     folder, told = done(tiny_model, tmp_path, method="dapo", tasks=3, group=2, steps=3, lr=1e-6)
     assert all(3 <= e["groups"] <= 9 for e in told) and any(e["groups"] > 3 for e in told)
@@ -108,6 +120,7 @@ def test_long_episodes_cost_reward(tiny_model: Path, tmp_path: Path) -> None:
         ({"method": "online_dpo", "options": {"betta": 1}}, "did you mean 'beta'"),
         ({"method": "online_dpo", "reward": {"kl": 0.1}}, "neither advantage nor reward.kl"),
         ({"method": "ppo", "advantage": "group"}, "leave advantage out"),
+        ({"method": "grpo", "sampling": {"temperature": 0}}, "must be above 0"),
         ({"method": "best_of_n", "group": 1}, "'group' must be at least 2"),
         ({"reward": {"overlong": {"limit": 4}}}, "buffer"),
     ],

@@ -93,18 +93,18 @@ def write_recipe(folder: Path, model: Path) -> Path:
     return recipe
 
 
-def start(recipe: Path, folder: Path) -> subprocess.Popen[bytes]:
+def start(recipe: Path | str, folder: Path, threads: int = 1) -> subprocess.Popen[bytes]:
     """`metier run` in a process of its own; what it says goes to a file beside its folder."""
     command = [sys.executable, "-m", "metier", "run", str(recipe), "--folder", str(folder), "--seed", "3"]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "said.txt").open("ab") as said:
         return subprocess.Popen(
-            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=said, stderr=subprocess.STDOUT
+            command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, stdout=said, stderr=subprocess.STDOUT
         )
 
 
-def finish(process: subprocess.Popen[bytes], folder: Path) -> None:
-    assert process.wait(timeout=120) == 0, (folder.parent / "said.txt").read_text()[-3000:]
+def finish(process: subprocess.Popen[bytes], folder: Path, seconds: float = 120) -> None:
+    assert process.wait(timeout=seconds) == 0, (folder.parent / "said.txt").read_text()[-3000:]
 
 
 def lines_since(folder: Path, stage: str, start: int) -> int:
@@ -192,3 +192,32 @@ def test_a_run_killed_inside_every_stage_ends_with_the_same_numbers(tiny_model: 
     log = events.read(killed)
     assert {e["stage"] for e in log if e["event"] == "note" and "continues" in e["text"]} == set(TRAINED)
     assert sum(e["event"] == "run_start" for e in log) == len(STAGES) + 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_the_small_demo_killed_at_random_moments_ends_with_the_same_numbers(tmp_path: Path) -> None:
+    """The default model on all cores; some eight kills, wherever they hit, also in a start or a saving."""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
+    began = time.monotonic()
+    finish(start("desk-small", whole, threads), whole, seconds=1800)
+    took = time.monotonic() - began
+
+    rng = random.Random(7)
+    kills = 0
+    for _ in range(20):
+        process = start("desk-small", killed, threads)
+        try:
+            assert process.wait(timeout=rng.uniform(0.02, 0.3) * took) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            assert process.wait(timeout=30) == -signal.SIGKILL
+            kills += 1
+    else:
+        finish(start("desk-small", killed, threads), killed, seconds=1800)
+    assert kills >= 3
+    found, reference = outcome(killed), outcome(whole)
+    for part, expected in reference.items():
+        assert found[part] == expected, part

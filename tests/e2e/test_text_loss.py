@@ -10,9 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from metier.base.errors import DataError
-from metier.evaluate.text import BUILT_IN, passages
+from metier.evaluate.text import BUILT_IN, passages, text_loss
 from metier.recipes.runner import run
 from metier.records.ledger import Ledger
+from metier.records.types import Weights
 from metier.report.collect import collect
 from metier.report.page import render
 
@@ -66,6 +67,16 @@ def test_before_and_after_a_training(tiny_model: Path, tmp_path: Path) -> None:
             with torch.no_grad():
                 expected = float(plain(ids, labels=ids).loss)
             assert said[kept[task.id].id] == pytest.approx(expected, abs=1e-4)
+        kept_once = text_loss(  # a stage that was stopped reads them: no model is needed
+            ledger,
+            None,
+            None,
+            passages(BUILT_IN),
+            weights=Weights(checkpoint="none"),
+            run_id=done.run_id,
+            stage="before/text",
+        )
+        assert kept_once == [said[kept[task.id].id] for task in passages(BUILT_IN)]
         data = collect(ledger, done.run_id)
     assert data.text is not None and data.text.overall is not None
     assert [row.n for row in data.text.losses] == [24, 24]

@@ -92,21 +92,27 @@ def test_greedy_equals_transformers_generate(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def test_sampler_and_trainer_agree_on_the_same_tokens(model: PreTrainedModel) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_sampler_and_trainer_agree_on_the_same_tokens(model: PreTrainedModel, temperature: float) -> None:
     requests = prompts(6)
     found: dict[int, Drawn] = {}
 
     def on_turn(number: int, drawn: Drawn) -> None:
         found[number] = drawn
 
-    TorchEngine(use_layouts(model)).generate(requests, Sampling(max_turn_tokens=10), STOP, on_turn)
+    TorchEngine(use_layouts(model)).generate(
+        requests, Sampling(temperature=temperature, max_turn_tokens=10), STOP, on_turn
+    )
     for number, drawn in found.items():
         tokens = [*requests[number].prompt, *drawn.token_ids]
         start = len(requests[number].prompt)
         layout = ForestLayout([Span(0, len(tokens))], heads=4)
         hidden = hidden_states(model, torch.tensor(tokens), torch.arange(len(tokens)), layout)
         policy_logprobs, _ = token_logprobs(
-            hidden[start - 1 : -1], model.get_output_embeddings().weight, torch.tensor(tokens[start:])
+            hidden[start - 1 : -1],
+            model.get_output_embeddings().weight,
+            torch.tensor(tokens[start:]),
+            temperature=temperature,
         )
         assert torch.allclose(policy_logprobs, torch.tensor(drawn.logprobs), atol=1e-4)
 

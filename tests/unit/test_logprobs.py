@@ -15,12 +15,13 @@ def problem(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Ten
     return hidden_ME, head_VE, torch.randint(0, 11, (7,))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("chunk", [1, 3, 7, 256])
-def test_values_and_gradients_are_those_of_log_softmax(chunk: int) -> None:
+def test_values_and_gradients_are_those_of_log_softmax(chunk: int, temperature: float) -> None:
     hidden, head, targets = problem()
     slope = torch.randn(7, dtype=torch.float64)
-    logprobs, entropy = token_logprobs(hidden, head, targets, chunk=chunk)
-    plain = torch.log_softmax(hidden @ head.T, -1)
+    logprobs, entropy = token_logprobs(hidden, head, targets, temperature=temperature, chunk=chunk)
+    plain = torch.log_softmax(hidden @ head.T / temperature, -1)
     assert torch.allclose(logprobs, plain[torch.arange(7), targets], atol=1e-12, rtol=0)
     assert torch.allclose(entropy, -(plain.exp() * plain).sum(-1), atol=1e-12, rtol=0)
     assert not entropy.requires_grad

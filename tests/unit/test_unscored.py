@@ -12,7 +12,7 @@ import pytest
 from metier.base.config import load_yaml
 from metier.base.errors import DataError, LedgerError
 from metier.base.executor import LocalExecutor
-from metier.feedback.rewards import RewardPolicy, success
+from metier.feedback.rewards import RewardPolicy
 from metier.feedback.verifiers.protocol import Attempt, Verdict
 from metier.feedback.verifiers.registry import register
 from metier.feedback.verify import verify_episodes
@@ -22,6 +22,7 @@ from metier.recipes.runner import run
 from metier.recipes.settings import Recipe
 from metier.records.ledger import Ledger
 from metier.records.types import Episode, Message, Run, Sampling, Task, ToolCall, VerifierSpec, Weights
+from metier.records.values import lowest
 from metier.rollout.engine import Drawn, OnTurn, Request
 from metier.rollout.episodes import Plan, kept_episodes, run_episodes
 from metier.rollout.tools import describe, tool
@@ -104,7 +105,7 @@ def test_a_broken_tool_or_verifier_is_not_charged_to_the_policy() -> None:
 
     rewards = [RewardPolicy(success=1.0, partial=0.5).reward([f]) for f in feedback]
     assert rewards == [1.5, None, 0.0, None]
-    assert [success([f]) for f in feedback] == [1.0, None, 0.0, None]
+    assert [lowest([f]) for f in feedback] == [1.0, None, 0.0, None]
     (found,) = advantages("group_unscaled", [rewards])
     assert found == [0.75, None, -0.75, None]  # against the mean of the two that were scored
 

@@ -24,20 +24,20 @@ class Executor(Protocol):
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """`[function(item) for item in items]`, perhaps in parallel.
 
-        The first exception of any item is raised after all have finished.
+        Raises what the first item that failed, in their order, raised; nothing runs on after that.
         """
         ...
 
 
 class LocalExecutor:
-    """Threads of this process; one worker runs in the calling thread."""
+    """Threads of this process; one worker is the calling thread itself."""
 
     def __init__(self, workers: int = 1) -> None:
-        self.workers = max(1, workers)
+        self.workers = workers
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """See `Executor.map`."""
         if self.workers == 1:
             return [function(item) for item in items]
-        with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(function, items))
+        with ThreadPoolExecutor(self.workers) as pool:  # waits for what has begun
+            return list(pool.map(function, items))  # where one failed, those not yet begun are cancelled

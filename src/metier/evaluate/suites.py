@@ -12,11 +12,11 @@ from typing import Any
 
 from metier.base.executor import Executor
 from metier.base.seeds import derive_seed
-from metier.feedback.rewards import success
 from metier.feedback.verify import verify_episodes
 from metier.models.renderer import Renderer
 from metier.records.ledger import Ledger
 from metier.records.types import Episode, Feedback, Sampling, Task, Weights
+from metier.records.values import lowest_by_episode
 from metier.rollout.engine import Engine
 from metier.rollout.episodes import Plan, kept_episodes, plan_id, run_episodes
 from metier.stats.intervals import share_interval
@@ -70,11 +70,8 @@ def evaluate(
 def successes(ledger: Ledger, run_id: str, stage: str) -> dict[str, float | None]:
     """Full success (1 or 0, None where unscored) of every episode of a stage."""
     episodes = [episode.id for episode in ledger.episodes(run_id=run_id, stage=stage)]
-    about: dict[str, list[Feedback]] = {}
-    for feedback in ledger.feedback(run_id=run_id, about=episodes):
-        about.setdefault(feedback.about[0], []).append(feedback)
-    values = {episode: success(about.get(episode, ())) for episode in episodes}
-    return {episode: None if v is None else float(v == 1.0) for episode, v in values.items()}
+    values = lowest_by_episode(ledger.feedback(run_id=run_id, about=episodes))
+    return {episode: None if (v := values.get(episode)) is None else float(v == 1.0) for episode in episodes}
 
 
 def summary(values: Sequence[float | None], clusters: Sequence[str] | None = None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from metier.base.errors import DataError
 from metier.base.ids import derive_id
 from metier.records.ledger import Ledger
 from metier.records.types import Episode, Feedback, Message, Source, Task, Weights
+from metier.records.values import lowest_by_episode
 from metier.train.packing import Example
 from metier.train.score import score
 
@@ -84,21 +85,28 @@ def text_loss(
 ) -> list[float]:
     """Nats per token of every passage, kept in the ledger as feedback of this run and stage.
 
+    What is kept there already is read, not computed again.
+
     Raises `DataError` where a passage has fewer than two tokens or more than the model reads.
     """
+    ids = [derive_id("ep", run_id, stage, task.id) for task in tasks]
+    known = lowest_by_episode(ledger.feedback(run_id=run_id, about=ids))
+    kept = [value for episode in ids if (value := known.get(episode)) is not None]
+    if len(kept) == len(tasks):
+        return kept
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     examples = []
     for task in tasks:
-        ids = tuple(tokenizer(task.messages[0].content, add_special_tokens=False)["input_ids"])
-        if len(ids) < 2 or (limit is not None and len(ids) > limit):
-            raise DataError(f"a passage of held-out text has {len(ids)} tokens; it needs from 2 to {limit or 'any'}")
-        examples.append(Example(ids, (0,) + (1,) * (len(ids) - 1), key=task.id))
+        read = tuple(tokenizer(task.messages[0].content, add_special_tokens=False)["input_ids"])
+        if len(read) < 2 or (limit is not None and len(read) > limit):
+            raise DataError(f"a passage of held-out text has {len(read)} tokens; it needs from 2 to {limit or 'any'}")
+        examples.append(Example(read, (0,) + (1,) * (len(read) - 1), key=task.id))
     told = score(model, examples, token_budget=token_budget)
     losses = [-sum(logprobs) / len(logprobs) for logprobs in told]
     episodes, feedback = [], []
-    for task, example, logprobs, loss in zip(tasks, examples, told, losses, strict=True):
+    for name, task, example, logprobs, loss in zip(ids, tasks, examples, told, losses, strict=True):
         episode = Episode(
-            id=derive_id("ep", run_id, stage, task.id),
+            id=name,
             task_id=task.id,
             run_id=run_id,
             stage=stage,

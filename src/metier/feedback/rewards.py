@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from metier.records.types import Feedback
+from metier.records.values import lowest
 
-__all__ = ["RewardPolicy", "success"]
+__all__ = ["RewardPolicy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +25,11 @@ class RewardPolicy:
 
     def reward(self, feedback: Sequence[Feedback]) -> float | None:
         """The reward of one episode from all scores about it; None where any is unscored."""
-        won = success(feedback)
+        won = lowest(feedback)
         if won is None:
             return None
         parts = [float(v) for f in feedback for v in _parts(f)]
         return self.success * float(won == 1.0) + self.partial * (sum(parts) / len(parts) if parts else float(won))
-
-
-def success(feedback: Iterable[Feedback]) -> float | None:
-    """The lowest score about an episode, or None where there is none or one is unscored."""
-    values = [f.value for f in feedback]
-    return None if not values or any(v is None for v in values) else float(min(values))
 
 
 def _parts(feedback: Feedback) -> Iterable[float]:

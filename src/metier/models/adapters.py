@@ -130,7 +130,8 @@ def fingerprint(model: PreTrainedModel) -> str:
         some = some[:: max(1, some.numel() // 64)][:64]
         digest.update(f"{name} {tuple(param.shape)}\n".encode())
         if some.is_floating_point():  # weights of four bits are named only
-            digest.update(some.to("cpu", torch.bfloat16).view(torch.uint8).numpy().tobytes())
+            narrow = some.to("cpu", torch.bfloat16).contiguous()
+            digest.update(narrow.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
 
 

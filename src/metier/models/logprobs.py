@@ -20,29 +20,33 @@ CHUNK = 256  # positions per projection
 
 
 def token_logprobs(
-    hidden_ME: Tensor, head_VE: Tensor, targets_M: Tensor, *, chunk: int = CHUNK
+    hidden_ME: Tensor, head_VE: Tensor, targets_M: Tensor, *, temperature: float = 1.0, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
-    """ln p(target) and the entropy of the whole distribution, at each labelled position.
+    """ln p(target) and the entropy of the whole distribution at `temperature`, at each labelled position.
 
     Returns `(logprobs_M, entropy_M)` in nats, float32 (float64 for float64 input). Gradients
     flow through the log-probabilities to `hidden_ME` and `head_VE`; the entropy is a
-    diagnostic and carries none. With z = h W^T and p = softmax(z):
+    diagnostic and carries none. With z = h W^T / temperature and p = softmax(z):
     d ln p_y / d z = onehot(y) - p.
     """
-    logprobs, entropy = _TokenLogprobs.apply(hidden_ME, head_VE, targets_M, chunk)  # type: ignore[no-untyped-call]
+    logprobs, entropy = _TokenLogprobs.apply(hidden_ME, head_VE, targets_M, temperature, chunk)  # type: ignore[no-untyped-call]
     return logprobs, entropy
 
 
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+def _logits(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
+    logits = hidden @ head.T
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return wide if temperature == 1.0 else wide / temperature
 
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
         logprobs, entropies, normalisers = [], [], []
         for start in range(0, hidden.shape[0], chunk):
-            logits = _wide(hidden[start : start + chunk] @ head.T)
+            logits = _logits(hidden[start : start + chunk], head, temperature)
             normaliser = torch.logsumexp(logits, -1)
             chosen = logits.gather(1, targets[start : start + chunk, None])[:, 0]
             logprobs.append(chosen - normaliser)
@@ -50,24 +54,24 @@ class _TokenLogprobs(torch.autograd.Function):
             entropies.append(normaliser - (weights * logits).sum(-1))
             normalisers.append(normaliser)
         ctx.save_for_backward(hidden, head, targets, torch.cat(normalisers))
-        ctx.chunk = chunk
+        ctx.temperature, ctx.chunk = temperature, chunk
         entropy = torch.cat(entropies)
         ctx.mark_non_differentiable(entropy)
         return torch.cat(logprobs), entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        grad_M = grads[0]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        grad_M = grads[0] / ctx.temperature
         hidden, head, targets, normalisers = ctx.saved_tensors
         head_learns = ctx.needs_input_grad[1]  # not below an adapter
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros(head.shape if head_learns else (0,), dtype=normalisers.dtype, device=head.device)
         for start in range(0, hidden.shape[0], ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            slope = torch.exp(_wide(hidden[part] @ head.T) - normalisers[part, None]).neg_()
+            slope = torch.exp(_logits(hidden[part], head, ctx.temperature) - normalisers[part, None]).neg_()
             slope.scatter_add_(1, targets[part, None], torch.ones_like(slope[:, :1]))
             slope = slope.mul_(grad_M[part, None]).to(hidden.dtype)
             grad_hidden[part] = slope @ head
             if head_learns:
                 grad_head += slope.T @ hidden[part]
-        return grad_hidden, grad_head.to(head.dtype) if head_learns else None, None, None
+        return grad_hidden, grad_head.to(head.dtype) if head_learns else None, None, None, None

@@ -34,6 +34,7 @@ def train_settings(stage: Sft | Rl, steps: int) -> TrainSettings:
         steps=steps,
         token_budget=stage.token_budget,
         checkpointing=stage.checkpointing,
+        temperature=stage.temperature if isinstance(stage, Rl) else 1.0,
     )
 
 

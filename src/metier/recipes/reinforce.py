@@ -19,7 +19,7 @@ from metier.base.clock import monotonic, now
 from metier.base.ids import derive_id
 from metier.base.seeds import rng_for
 from metier.evaluate.suites import evaluate, summary
-from metier.feedback.rewards import RewardPolicy, success
+from metier.feedback.rewards import RewardPolicy
 from metier.feedback.verify import verify_episodes
 from metier.models.adapters import adapter_weights, has_adapter, holding
 from metier.models.values import add_value_head, drop_value_head
@@ -27,6 +27,7 @@ from metier.recipes.context import Context
 from metier.recipes.learning import cuts, in_blocks, publish, saver_of, train_settings
 from metier.recipes.settings import Rl
 from metier.records.types import DatasetManifest, Episode, Feedback, Group, Task, to_plain
+from metier.records.values import lowest
 from metier.rollout.episodes import Plan, kept_episodes, plan_id, run_episodes
 from metier.train.advantages import advantages, gae, kl_penalty, overlong_penalty, whitened
 from metier.train.loop import Trainer
@@ -114,15 +115,16 @@ class _Supply:
 
 def _reference(context: Context, settings: Rl, trainer: Trainer) -> Scorer:
     """Log-probabilities under the weights that the stage starts from: a small copy where only an adapter learns."""
+    scorer = functools.partial(score, token_budget=settings.token_budget, temperature=settings.temperature)
     if has_adapter(trainer.model):
         start = adapter_weights(trainer.model)
 
         def with_start(examples: Sequence[Example]) -> list[tuple[float, ...]]:
             with holding(trainer.model, start):
-                return score(trainer.model, examples, token_budget=settings.token_budget)
+                return scorer(trainer.model, examples)
 
         return with_start
-    return functools.partial(score, context.take(settings.of), token_budget=settings.token_budget)
+    return functools.partial(scorer, context.take(settings.of))
 
 
 def _step(
@@ -160,7 +162,7 @@ def _referred(examples: Sequence[Example], reference: Scorer) -> list[Example]:
 def _learn(settings: Rl, trainer: Trainer, examples: Sequence[Example], scored: int) -> dict[str, float]:
     """The step's optimiser updates, each over a part of the examples; the means of what they tell."""
     if settings.updates > 1 and settings.gradient:  # from the second update on, the policy is not the old one
-        old = score(trainer.model, examples, token_budget=settings.token_budget)
+        old = score(trainer.model, examples, token_budget=settings.token_budget, temperature=settings.temperature)
         examples = [replace(e, old_logprobs=p) for e, p in zip(examples, old, strict=True)]
     told: list[dict[str, float]] = []
     for part in _parts(examples, settings.updates):
@@ -227,7 +229,7 @@ def _sample(
                 task=task,
                 episodes=own,
                 rewards=tuple(_reward(settings, e, about.get(e.id, [])) for e in own),
-                verdicts=tuple(success(about.get(e.id, [])) for e in own),
+                verdicts=tuple(lowest(about.get(e.id, [])) for e in own),
             )
         )
     context.ledger.add_groups([group.record() for group in groups])

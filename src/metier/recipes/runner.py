@@ -133,7 +133,7 @@ def _run(recipe: Recipe, base: Path, folder: Path, ledger: Ledger, listener: Lis
             ledger=ledger,
             log=log,
             family=family,
-            executor=LocalExecutor(),
+            executor=LocalExecutor(recipe.workers),
         )
         report = None
         for stage in recipe.stages:

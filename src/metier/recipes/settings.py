@@ -180,6 +180,8 @@ class Rl(Settings):
         if self.method == "ppo" and self.advantage:
             raise ValueError("ppo has its advantages from a value head; leave advantage out")
         get_objective(self.objective, **self.options)
+        if self.gradient and not self.sampling.temperature:
+            raise ValueError(f"{self.method} learns from draws: 'sampling.temperature' must be above 0")
         alone = self.method == "rejection" or (self.gradient and self.advantage_kind in ("batch", "gae"))
         if not alone and self.group < 2:
             raise ValueError(f"{self.method} compares siblings: 'group' must be at least 2")
@@ -189,6 +191,11 @@ class Rl(Settings):
     def gradient(self) -> bool:
         """Whether the method is a policy gradient."""
         return self.method in ADVANTAGES
+
+    @property
+    def temperature(self) -> float:
+        """What it learns at: a policy gradient at what it samples at, the others at 1."""
+        return self.sampling.temperature if self.gradient else 1.0
 
     @property
     def objective(self) -> str:
@@ -226,6 +233,7 @@ class Recipe(Settings):
     plugins: tuple[str, ...] = ()  # Python files that register tools and verifiers
     tracker: str = "none"  # "tensorboard" also writes TensorBoard files
     threads: Positive | None = None  # of torch; its own choice unless told
+    workers: Positive = 1  # verifiers and oracles that work at once, for those that wait on something
     save_seconds: Annotated[float, Field(ge=0)] = 60.0  # a crash loses this much work, or two steps
     keep_states: Positive = 1  # of a training stage's states to go on from, how many stay
     stages: tuple[StageSettings, ...]

@@ -33,7 +33,7 @@ from metier.records.schema import (
     tasks,
 )
 from metier.records.types import Checkpoint, Feedback, Source, Status, Weights
-from metier.records.values import mean_score
+from metier.records.values import lowest, mean_score
 
 __all__ = [
     "CheckpointLineage",
@@ -190,10 +190,10 @@ def behind(ledger: Ledger, run_id: str, stage: str, split: str | None = None) ->
     found = []
     for episode in episodes:
         rows = tuple(about.get(episode.id, ()))
-        values = [row.value for row in rows if row.kind == "score"]
-        value = None if not values or None in values else float(min(values))
         found.append(
-            Evidence(episode_id=episode.id, task_id=episode.task_id, split=episode.split, value=value, feedback=rows)
+            Evidence(
+                episode_id=episode.id, task_id=episode.task_id, split=episode.split, value=lowest(rows), feedback=rows
+            )
         )
     return found
 

@@ -282,7 +282,8 @@ class Episode:
 
     `token_ids`, `sampler_logprobs` and `loss_mask` have one entry per token of the whole
     conversation. `loss_mask` is 1 exactly on the tokens that the policy wrote (its end of
-    turn included); `sampler_logprobs` is 0 elsewhere.
+    turn included); `sampler_logprobs` is 0 elsewhere; it is the natural log of the whole
+    distribution at the sampling temperature (at 1 where that is greedy), before truncation.
     """
 
     id: str
@@ -292,7 +293,7 @@ class Episode:
     weights: Weights
     messages: tuple[Message, ...]  # the whole conversation; also the tool trace
     token_ids: tuple[int, ...] = ()
-    sampler_logprobs: tuple[float, ...] = ()  # natural log, of the untruncated distribution
+    sampler_logprobs: tuple[float, ...] = ()
     loss_mask: tuple[int, ...] = ()
     stop_reason: StopReason = "stop"
     error: str | None = None  # what failed, where something did

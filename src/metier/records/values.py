@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from metier.records.types import Feedback
 
-__all__ = ["MeanScore", "mean_score"]
+__all__ = ["MeanScore", "lowest", "lowest_by_episode", "mean_score"]
 
 
 class MeanScore(NamedTuple):
@@ -37,3 +37,18 @@ def mean_score(feedback: Iterable[Feedback]) -> MeanScore:
             total += float(statement.value)
             scored += 1
     return MeanScore(total / scored if scored else None, scored, unscored, pending)
+
+
+def lowest(feedback: Iterable[Feedback]) -> float | None:
+    """The lowest of the scores, or None where there is none or one of them has no value yet."""
+    values = [row.value for row in feedback if row.kind == "score" and row.status != "retracted"]
+    return None if not values or None in values else float(min(values))
+
+
+def lowest_by_episode(feedback: Iterable[Feedback]) -> dict[str, float | None]:
+    """`lowest` for each episode, of what is said about it alone and as a whole."""
+    about: dict[str, list[Feedback]] = {}
+    for row in feedback:
+        if len(row.about) == 1 and row.span is None:
+            about.setdefault(row.about[0], []).append(row)
+    return {episode: lowest(rows) for episode, rows in about.items()}

@@ -21,6 +21,7 @@ from metier.records import events as event_log
 from metier.records.ledger import Ledger
 from metier.records.lineage import DatasetLineage, why
 from metier.records.types import Checkpoint, Episode, Feedback, Run, Task
+from metier.records.values import lowest_by_episode
 from metier.report import cases as case_rule
 from metier.report.behaviour import trait_rows
 from metier.report.curves import cost_of, curve_sets, reward_against_held
@@ -95,7 +96,7 @@ def collect(ledger: Ledger, run_id: str, run_folder: str | Path | None = None) -
     events = event_log.read(run.folder if run_folder is None else run_folder)
     episodes = ledger.episodes(run_id=run_id)
     feedback = ledger.feedback(run_id=run_id)
-    verdicts = _verdicts(feedback)
+    verdicts = lowest_by_episode(row for row in feedback if row.criterion == "success")
     checkpoints = ledger.checkpoints(run_id)
     measured = _measured(run, episodes, verdicts)
     task_ids = {episode.task_id for one in measured for episode in one.episodes}
@@ -133,21 +134,6 @@ def collect(ledger: Ledger, run_id: str, run_folder: str | Path | None = None) -
 
 
 # --- who was measured, and with what success -----------------------------------------
-
-
-def _verdicts(feedback: Sequence[Feedback]) -> dict[str, float | None]:
-    """Success by episode: the least of its scores, None where one of them is missing."""
-    out: dict[str, float | None] = {}
-    for row in feedback:
-        if row.criterion != "success" or row.kind != "score" or len(row.about) != 1 or row.span is not None:
-            continue
-        value = float(row.value) if row.status == "scored" and row.value is not None else None
-        episode = row.about[0]
-        if episode in out:
-            known = out[episode]
-            value = None if known is None or value is None else min(known, value)
-        out[episode] = value
-    return out
 
 
 def _measured(run: Run, episodes: Sequence[Episode], verdicts: Mapping[str, float | None]) -> list[_Measured]:

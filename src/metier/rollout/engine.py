@@ -30,7 +30,7 @@ class Drawn:
     """One assistant turn as it was drawn, its end-of-turn token included."""
 
     token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]  # natural log, of the untruncated distribution at temperature 1
+    logprobs: tuple[float, ...]  # natural log, at the sampling temperature (1 where greedy), before truncation
     stop: Literal["stop", "length"]
 
 

@@ -140,9 +140,11 @@ class TorchEngine:
     def _draw(
         self, hidden_RE: Tensor, randoms: list[random.Random], sampling: Sampling
     ) -> tuple[list[int], list[float]]:
-        """Draw one word a row; its log-probability is that of the whole distribution."""
+        """Draw one word a row; its log-probability is at the sampling temperature, before truncation."""
         head = self.model.get_output_embeddings()
         logits = head(hidden_RE)
+        if sampling.temperature not in (0.0, 1.0):
+            logits = logits.float() / sampling.temperature
         top = logits.amax(-1, keepdim=True).float()
         weights = (logits - top).exp_()
         buckets = _buckets(weights).sum(-1)
@@ -150,8 +152,8 @@ class TorchEngine:
         if sampling.temperature == 0.0:
             words = _likeliest(logits)
         else:
-            if sampling.temperature != 1.0 or sampling.top_p < 1.0 or sampling.top_k > 0:
-                weights = _truncate(torch.softmax(logits.float() / sampling.temperature, -1), sampling)
+            if sampling.top_p < 1.0 or sampling.top_k > 0:
+                weights = _truncate(torch.softmax(logits.float(), -1), sampling)
                 buckets = _buckets(weights).sum(-1)
             uniform = torch.tensor([r.random() for r in randoms], device=logits.device, dtype=torch.float64)
             words = _inverse(weights, buckets, uniform)

@@ -51,6 +51,7 @@ class TrainSettings(Settings):
     token_budget: int = Field(default=2400, ge=1)  # packed tokens of a micro-batch
     optimizer: OptimizerName = "adamw"
     checkpointing: bool = False  # compute layers twice to save memory
+    temperature: float = Field(default=1.0, gt=0)  # of log-probabilities; a policy gradient's is that of sampling
 
 
 class Trainer:
@@ -186,7 +187,9 @@ class Trainer:
             return scores_MK, scores_MK.new_zeros(len(scores_MK))
         head_VE = self.model.get_output_embeddings().weight
         if self.teacher is None:
-            logprobs_M, entropy_M = token_logprobs(hidden_ME, head_VE, batch.targets_M)
+            logprobs_M, entropy_M = token_logprobs(
+                hidden_ME, head_VE, batch.targets_M, temperature=self.settings.temperature
+            )
             if self.objective.output == "actor_critic":
                 return torch.stack([logprobs_M, value_of(self.model, hidden_ME)], 1), entropy_M
             return logprobs_M, entropy_M

@@ -16,13 +16,19 @@ from metier.train.packing import Example, Packed, pack, split_micro
 __all__ = ["score", "values"]
 
 
-def score(model: PreTrainedModel, examples: Sequence[Example], *, token_budget: int = 2400) -> list[tuple[float, ...]]:
-    """ln p of every label of every example, in nats, in the order of the examples.
+def score(
+    model: PreTrainedModel, examples: Sequence[Example], *, token_budget: int = 2400, temperature: float = 1.0
+) -> list[tuple[float, ...]]:
+    """ln p of every label of every example at `temperature`, in nats, in the order of the examples.
 
     Prefixes that examples share are computed once for each micro-batch of `token_budget` packed tokens.
     """
     head_VE = model.get_output_embeddings().weight
-    return _told(model, examples, token_budget, lambda h_ME, batch: token_logprobs(h_ME, head_VE, batch.targets_M)[0])
+
+    def tell(hidden_ME: Tensor, batch: Packed) -> Tensor:
+        return token_logprobs(hidden_ME, head_VE, batch.targets_M, temperature=temperature)[0]
+
+    return _told(model, examples, token_budget, tell)
 
 
 def values(model: PreTrainedModel, examples: Sequence[Example], *, token_budget: int = 2400) -> list[tuple[float, ...]]:
