@@ -243,7 +243,6 @@ def episodes() -> list[Example]:
         Example(
             (*prompt, *draw(100)),
             (0,) * 300 + (1,) * 100,
-            cuts=(300,),
             advantage=(-1.0) ** n,
             sampler_logprobs=(-5.0,) * 100,
         )

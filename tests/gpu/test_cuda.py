@@ -54,7 +54,6 @@ def examples() -> list[Example]:
                 Example(
                     system + prompt + words(n),
                     (0,) * head + (1,) * n,
-                    cuts=(len(system), head),
                     advantage=1.0 - n / 8,
                     sampler_logprobs=(-4.0,) * n,
                 )

@@ -336,7 +336,7 @@ def test_policy_gradients(case: str, models: tuple[Path, PreTrainedModel, PreTra
     advantages = [1.5, -0.5, 0.75]
     made = [
         Example(
-            (*prompt.tolist(), *c.tolist()), (0,) * 5 + (1,) * len(c), cuts=(5,), advantage=a,
+            (*prompt.tolist(), *c.tolist()), (0,) * 5 + (1,) * len(c), advantage=a,
         )
         for c, a in zip(completions, advantages, strict=True)
     ]  # fmt: skip

@@ -18,7 +18,7 @@ CONFIG = tiny_config()
 def examples() -> list[Example]:
     torch.manual_seed(1)
     rows = torch.randint(0, 97, (4, 12)).tolist()
-    return [Example(tuple(rows[0][:6] + row[6:]), (0,) * 6 + (1,) * 6, cuts=(6,)) for row in rows]
+    return [Example(tuple(rows[0][:6] + row[6:]), (0,) * 6 + (1,) * 6) for row in rows]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

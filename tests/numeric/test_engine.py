@@ -133,6 +133,47 @@ def test_each_request_draws_by_its_own_seed(model: PreTrainedModel) -> None:
     assert len(set(sample([Request((9, 9), 0, seed=s) for s in range(8)]).values())) > 4
 
 
+@pytest.mark.parametrize(("rows", "share"), [(3, 1.0), (16, 0.8)])
+def test_siblings_are_computed_once_until_they_part(
+    model: PreTrainedModel, rows: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if each had been alone, in several turns, some of which only some siblings are told something in."""
+    read: list[int] = []
+
+    def counted(model: PreTrainedModel, ids: torch.Tensor, *rest: object) -> torch.Tensor:
+        read.append(len(ids))
+        return hidden_states(model, ids, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("metier.rollout.torch_engine.hidden_states", counted)
+
+    def sample(requests: list[Request]) -> dict[int, list[Drawn]]:
+        found: dict[int, list[Drawn]] = {}
+
+        def on_turn(number: int, drawn: Drawn) -> tuple[int, ...] | None:
+            seed = requests[number].seed
+            turns = found.setdefault(seed, [])
+            turns.append(drawn)
+            if len(turns) == 3 or (seed == 4 and len(turns) == 2):
+                return None
+            return (50, 51, 52) if seed % 5 else (60, 61)
+
+        sampling = Sampling(temperature=0.3, max_turn_tokens=5)
+        TorchEngine(use_layouts(model), rows=rows).generate(requests, sampling, STOP, on_turn)
+        return found
+
+    requests = [Request((11, 12, 13, 14), 2 * (seed < 8), seed=seed) for seed in range(12)]
+    together = sample(requests)
+    shared = sum(read)
+    read.clear()
+    for request in requests:
+        for a, b in zip(sample([request])[request.seed], together[request.seed], strict=True):
+            assert a.token_ids == b.token_ids and a.stop == b.stop
+            assert b.logprobs == pytest.approx(a.logprobs, abs=1e-4)
+    one_by_one = sum(read)
+    assert shared < share * one_by_one
+    assert len({tuple(turns[0].token_ids) for turns in together.values()}) > 1  # they do part
+
+
 def test_drawing_by_inversion_follows_the_distribution() -> None:
     """A chi-square test over 600 words, more than two buckets, 40,000 draws."""
     from scipy.stats import chisquare
@@ -142,7 +183,7 @@ def test_drawing_by_inversion_follows_the_distribution() -> None:
     n = 40_000
     uniform = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     rows = weights.expand(n, -1)
-    words = _inverse(rows, _buckets(rows).sum(-1), uniform)
+    words = _inverse(rows[:1], _buckets(rows[:1]).sum(-1), torch.zeros(n, dtype=torch.long), uniform)
     counts = torch.bincount(words, minlength=600)
     assert counts[weights == 0].sum() == 0
     keep = weights > 0

@@ -33,10 +33,7 @@ def curve(dtype: torch.dtype) -> tuple[list[float], list[float]]:
     config = tiny_config()
     model = LlamaForCausalLM(config).to(dtype)
     rows = torch.randint(0, 97, (20, 6)).tolist()
-    made = [
-        Example((1, 2, 3, *row), (0, 0, 0, 0, 1, 1, 1, 1, 1), cuts=(3,), weight=1.0 + n % 2)
-        for n, row in enumerate(rows)
-    ]
+    made = [Example((1, 2, 3, *row), (0, 0, 0, 0, 1, 1, 1, 1, 1), weight=1.0 + n % 2) for n, row in enumerate(rows)]
     settings = TrainSettings(lr=1e-2, steps=30, schedule="cosine", warmup=3, weight_decay=0.01, token_budget=24)
     trainer = Trainer(model, settings, Sft())
     told = [trainer.step([made[(5 * step + k) % 20] for k in range(5)]) for step in range(30)]

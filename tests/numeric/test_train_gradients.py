@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,7 +62,6 @@ def examples() -> list[Example]:
                 Example(
                     ids,
                     (0,) * head + (1,) * n,
-                    cuts=(len(system), head),
                     weight=draw.choice((0.5, 1.0, 2.0)),
                     advantage=draw.choice((-1.5, -0.5, 0.75, 1.25)),
                     sampler_logprobs=tuple(draw.uniform(-8, -2) for _ in range(n)),
@@ -69,6 +69,9 @@ def examples() -> list[Example]:
                     reference_logprobs=tuple(draw.uniform(-8, -2) for _ in range(n)),
                 )
             )
+    longest, again = made[2], made[5]  # one that parts from its sibling in the middle, and one that is the same
+    made.append(replace(longest, token_ids=longest.token_ids[:-4] + words(4), advantage=2.0))
+    made.append(replace(again, advantage=-0.25))
     loner = words(20)
     mask = (0,) * 5 + (1,) * 4 + (0,) * 6 + (1,) * 2 + (0,) * 3
     drawn = tuple(draw.uniform(-8, -2) for _ in range(6))
@@ -133,11 +136,12 @@ def test_order_and_split_do_not_move_the_gradient(seed: int) -> None:
 def test_shared_tokens_are_computed_once() -> None:
     made = examples()
     # 6 system; 5 + 9 prompt; answers 4 + 7 + 12 twice, less their last token, which predicts
-    # nothing: 3 + 6 + 11 = 20, twice; the loner's last label is at 16, so its first 16 tokens.
+    # nothing: 3 + 6 + 11 = 20, twice; 3 of the one that parts late, none of the one said twice;
+    # the loner's last label is at 16, so its first 16 tokens.
     batch = pack(made, heads=4)
-    assert batch.packed_tokens == 6 + 5 + 9 + 20 + 20 + 16
+    assert batch.packed_tokens == 6 + 5 + 9 + 20 + 20 + 3 + 16
     assert batch.tokens == sum(len(e.token_ids) for e in made)
-    assert batch.targets_M.numel() == sum(e.labels for e in made)
+    assert batch.like_M.numel() == sum(e.labels for e in made)
     again = [e for micro in split_micro(made, 40) for e in micro]
     assert sorted(map(id, again)) == sorted(map(id, made))
     for micro in split_micro(made, 40):

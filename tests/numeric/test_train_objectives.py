@@ -54,7 +54,7 @@ def test_sft_by_hand() -> None:
 def both(*parts: tuple[float, float, list[float]], reference: list[float] | None = None) -> Packed:
     """As `batch_of`, the sampler's probabilities being the old policy's too."""
     made = batch_of(*parts)
-    given = torch.tensor(reference or [math.nan] * len(made.targets_M), dtype=torch.float64).log()
+    given = torch.tensor(reference or [math.nan] * len(made.like_M), dtype=torch.float64).log()
     return dataclasses.replace(made, old_logprobs_M=made.sampler_logprobs_M, reference_logprobs_M=given)
 
 

@@ -32,7 +32,7 @@ made = []
 for n, row in enumerate(rows):
     labels = 6 if n % 2 else 4
     made.append(Example(
-        tuple(rows[0][:6] + row[6 : 6 + labels]), (0,) * 6 + (1,) * labels, cuts=(6,),
+        tuple(rows[0][:6] + row[6 : 6 + labels]), (0,) * 6 + (1,) * labels,
         advantage=(-1.0) ** n * (n + 1), sampler_logprobs=(-4.5,) * labels, reference_logprobs=(-4.4,) * labels,
         target=float(n % 2), unit=str(n // 2),
     ))

@@ -42,7 +42,7 @@ def batch(seed: int) -> list[Example]:
     torch.manual_seed(seed)
     rows = torch.randint(0, 97, (4, 12)).tolist()
     prompt = tuple(rows[0][:6])
-    return [Example(prompt + tuple(row[6:]), (0,) * 6 + (1,) * 6, cuts=(6,)) for row in rows]
+    return [Example(prompt + tuple(row[6:]), (0,) * 6 + (1,) * 6) for row in rows]
 
 
 def weights(trainer: Trainer) -> list[torch.Tensor]:
@@ -61,8 +61,6 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     [
         ({"loss_mask": (1, 0, 0)}, "position 0"),
         ({"loss_mask": (0, 1)}, "3 tokens and 2 mask values"),
-        ({"loss_mask": (0, 1, 1), "cuts": (2, 2)}, "must increase"),
-        ({"loss_mask": (0, 1, 1), "cuts": (4,)}, "within its 3 tokens"),
         ({"loss_mask": (0, 1, 1), "sampler_logprobs": (-1.0,)}, "2 labels, 1 values of sampler"),
     ],
 )
@@ -73,17 +71,39 @@ def test_an_impossible_example_is_refused_by_name(fields: dict[str, Any], text: 
 
 
 def test_a_label_after_a_shared_prefix_is_predicted_by_its_last_token() -> None:
-    made = [Example((7, 8, 9, 1), (0, 0, 0, 1), cuts=(3,)), Example((7, 8, 9, 2, 3), (0, 0, 0, 1, 1), cuts=(3,))]
+    made = [Example((6, 7, 8, 9, 2, 3), (0, 0, 0, 0, 1, 1)), Example((6, 7, 8, 9, 1), (0, 0, 0, 0, 1))]
     packed = pack(made, heads=4)
-    assert packed.input_ids_T.tolist() == [7, 8, 9, 2]
-    assert packed.position_ids_T.tolist() == [0, 1, 2, 3]
-    assert packed.source_M.tolist() == [2, 2, 3]
-    assert packed.targets_M.tolist() == [1, 2, 3]
-    assert packed.example_M.tolist() == [0, 1, 1]
+    assert packed.input_ids_T.tolist() == [6, 7, 8, 9, 2]
+    assert packed.position_ids_T.tolist() == [0, 1, 2, 3, 4]
+    assert packed.source_U[packed.like_M].tolist() == [3, 4, 3]
+    assert packed.targets_U[packed.like_M].tolist() == [2, 3, 1]
+    assert packed.example_M.tolist() == [0, 0, 1]
+
+
+def test_siblings_share_what_they_say_alike_before_they_part() -> None:
+    head = (1, 2, 3, 4, 5)
+    answers = [(6, 7, 8, 9, 10, 11), (6, 7, 8, 9, 20, 21), (6, 7, 8, 9, 10, 11), (6, 30, 31, 32, 33, 34)]
+    made = [Example(head + a, (0,) * 5 + (1,) * 6) for a in answers]
+    packed = pack(made, heads=4)
+    # The last token of each predicts nothing. The third is the first again, the second parts from it
+    # after four tokens of the answer, the last after one.
+    assert packed.input_ids_T.tolist() == [*head, 6, 7, 8, 9, 10, 20, 30, 31, 32, 33]
+    assert packed.position_ids_T.tolist() == [*range(10), 9, *range(6, 10)]
+    assert packed.pairs == sum(range(1, 11)) + 10 + sum(range(7, 11))
+    assert len(packed.like_M) == 24 and len(packed.source_U) == 6 + 2 + 5  # what stands alike is predicted once
+    for index, example in enumerate(made):
+        mine = packed.like_M[packed.example_M == index]
+        assert packed.targets_U[mine].tolist() == list(example.token_ids[5:])
+        assert packed.input_ids_T[packed.source_U[mine]].tolist() == list(example.token_ids[4:-1])
+
+
+def test_a_few_tokens_in_common_are_not_worth_a_span() -> None:
+    made = [Example((1, 2, 3, n, 5), (0, 0, 0, 0, 1)) for n in (4, 6)]
+    assert pack(made, heads=4).input_ids_T.tolist() == [1, 2, 3, 4, 1, 2, 3, 6]
 
 
 def test_micro_batches_keep_prefixes_together_in_a_fixed_order() -> None:
-    a, b = (Example((p, p, 1, 1), (0, 0, 1, 1), cuts=(2,), key=str(p)) for p in (5, 6))
+    a, b = (Example((p, p, 1, 1), (0, 0, 1, 1), key=str(p)) for p in (5, 6))
     long = Example((9,) * 50, (0,) + (1,) * 49, key="long")
     # a and its twin share all 3 needed tokens; b needs 3 more; long needs 49 and goes alone.
     micro = split_micro([a, b, long, a, b], 6)

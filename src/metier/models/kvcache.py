@@ -96,7 +96,7 @@ class KVCache:
         self.lengths[row] = 0
         self.prefix_of[row] = prefix
 
-    def move_row(self, source: int, target: int) -> None:
+    def copy_row(self, source: int, target: int) -> None:
         """Copy a slot over another one."""
         length = self.lengths[source]
         for store in (self._keys, self._values):

@@ -10,19 +10,13 @@ from typing import TypeVar
 from metier.base.clock import now
 from metier.recipes.context import Context
 from metier.recipes.settings import Rl, Sft
-from metier.records.types import Checkpoint, Task
+from metier.records.types import Checkpoint
 from metier.train.checkpoints import Saver, save_model
 from metier.train.loop import Trainer, TrainSettings
 
-__all__ = ["cuts", "in_blocks", "publish", "saver_of", "train_settings"]
+__all__ = ["in_blocks", "publish", "saver_of", "train_settings"]
 
 T = TypeVar("T")
-
-
-def cuts(context: Context, task: Task) -> tuple[int, ...]:
-    """Where tokens that other episodes share may end: after the system prompt, after the request."""
-    prompt = context.renderer.render(task.messages, task.tools, prompt=True)
-    return tuple(sorted({prompt.prefix, len(prompt.token_ids)} - {0}))
 
 
 def train_settings(stage: Sft | Rl, steps: int) -> TrainSettings:

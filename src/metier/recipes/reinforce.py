@@ -24,7 +24,7 @@ from metier.feedback.verify import verify_episodes
 from metier.models.adapters import adapter_weights, has_adapter, holding
 from metier.models.values import add_value_head, drop_value_head
 from metier.recipes.context import Context
-from metier.recipes.learning import cuts, in_blocks, publish, saver_of, train_settings
+from metier.recipes.learning import in_blocks, publish, saver_of, train_settings
 from metier.recipes.settings import Rl
 from metier.records.types import DatasetManifest, Episode, Feedback, Group, Task, to_plain
 from metier.records.values import lowest
@@ -278,12 +278,9 @@ def _base_examples(context: Context, groups: Sequence[_Sampled]) -> list[Example
     """One example for each episode, in order, as it was sampled."""
     made = []
     for group in groups:
-        ends = cuts(context, group.task)
         for e in group.episodes:
             own = tuple(p for p, mine in zip(e.sampler_logprobs, e.loss_mask, strict=True) if mine)
-            made.append(
-                Example(token_ids=e.token_ids, loss_mask=e.loss_mask, cuts=ends, sampler_logprobs=own, key=e.id)
-            )
+            made.append(Example(token_ids=e.token_ids, loss_mask=e.loss_mask, sampler_logprobs=own, key=e.id))
     return made
 
 

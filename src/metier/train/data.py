@@ -110,8 +110,7 @@ def _cut(example: Example, length: int) -> Example:
     mask = example.loss_mask[:length]
     labels = sum(map(bool, mask))
     weight = example.weight[:labels] if isinstance(example.weight, tuple) else example.weight
-    cuts = tuple(c for c in example.cuts if c <= length)
-    return replace(example, token_ids=example.token_ids[:length], loss_mask=mask, weight=weight, cuts=cuts)
+    return replace(example, token_ids=example.token_ids[:length], loss_mask=mask, weight=weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +200,7 @@ class Encoder:
             head = self._text(prompt, first=True)
             ids = head + self._text(answer) + self._end()
             head = ids[: max(1, len(head))]
-            return Example(ids, (0,) * len(head) + (1,) * (len(ids) - len(head)), cuts=(len(head),))
+            return Example(ids, (0,) * len(head) + (1,) * (len(ids) - len(head)))
         before = _messages([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
         after = _messages([{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer)
         tools = _tools(row)
@@ -213,15 +212,14 @@ class Encoder:
                 "the chat template renders the prompt differently once it is answered; use another renderer"
             )
         mask = (0,) * n + rendered.loss_mask[n:]
-        return Example(rendered.token_ids, mask, cuts=tuple(sorted({rendered.prefix, n} - {0})))
+        return Example(rendered.token_ids, mask)
 
     def _conversation(self, raw: Any, row: Mapping[str, Any]) -> Example:
         messages, tools = _messages(raw), _tools(row)
         rendered = self.renderer.render(messages, tools)
         weights = [float(m.get("weight", 1)) for m in raw if m.get("role") == "assistant"]
-        cuts = (rendered.prefix,) if rendered.prefix else ()
         if all(w == 1 for w in weights):
-            return Example(rendered.token_ids, rendered.loss_mask, cuts=cuts)
+            return Example(rendered.token_ids, rendered.loss_mask)
         turns = [len(list(run)) for own, run in itertools.groupby(rendered.loss_mask) if own]
         if len(turns) != len(weights):
             raise DataError("the chat template does not keep assistant turns apart, so they cannot be weighted")
@@ -230,7 +228,7 @@ class Encoder:
         for place, weight in zip([i for i, own in enumerate(mask) if own], per_label, strict=True):
             mask[place] = int(weight != 0)
         kept = tuple(w for w in per_label if w)
-        return Example(rendered.token_ids, tuple(mask), cuts=cuts, weight=kept if kept else 1.0)
+        return Example(rendered.token_ids, tuple(mask), weight=kept if kept else 1.0)
 
     def _text(self, text: Any, *, first: bool = False) -> tuple[int, ...]:
         if not isinstance(text, str):

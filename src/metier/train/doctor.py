@@ -80,7 +80,7 @@ def _examples() -> list[Example]:
     for _ in range(2):
         prompt = system + words(5)
         for n in (4, 9, 6):
-            made.append(Example(prompt + words(n), (0,) * 12 + (1,) * n, cuts=(7, 12)))
+            made.append(Example(prompt + words(n), (0,) * 12 + (1,) * n))
     return made
 
 

@@ -331,7 +331,6 @@ def _strangers(units: Sequence[Sequence[Example]]) -> list[Example]:
             Example(
                 own.token_ids[:head] + other.token_ids[start:],
                 own.loss_mask[:head] + other.loss_mask[start:],
-                cuts=tuple(c for c in own.cuts if c <= head),
                 key=f"{own.key} with another answer",
             )
         )

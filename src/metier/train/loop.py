@@ -150,7 +150,7 @@ class Trainer:
             )
         denominator = self.objective.denominator(loss_tokens=loss_tokens, examples=among or len(examples))
         heads = self.model.config.get_text_config().num_attention_heads
-        sums = {"loss": 0.0, "packed_tokens": 0.0, "pairs": 0.0}
+        sums = {"loss": 0.0, "packed_tokens": 0.0, "pairs": 0.0, "distinct": 0.0}
         micros = split_micro(useful, self.settings.token_budget)
         for micro in micros[workers.rank() :: workers.count()]:
             batch = pack(micro, heads=heads, device=self.model.device)
@@ -162,46 +162,52 @@ class Trainer:
             sums["loss"] += float(loss.detach())
             sums["packed_tokens"] += batch.packed_tokens
             sums["pairs"] += batch.pairs
+            sums["distinct"] += len(batch.source_U)
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0.0) + value
         if learn:
             self.masters.share()
         sums = workers.summed_numbers(sums)
         labels = sums.pop("labels")
-        whole_loss, packed, pairs = (sums.pop(key) for key in ("loss", "packed_tokens", "pairs"))
+        whole_loss, packed, pairs, distinct = (sums.pop(key) for key in ("loss", "packed_tokens", "pairs", "distinct"))
         return {
             **{key: value / labels for key, value in sums.items()},
             "loss": whole_loss,
             "packed_tokens": packed,
-            "flops": step_flops(self.model, tokens=int(packed), labels=loss_tokens, pairs=int(pairs)),
+            "flops": step_flops(self.model, tokens=int(packed), labels=int(distinct), pairs=int(pairs)),
             "tokens": float(sum(len(e.token_ids) for e in useful)),
             "loss_tokens": float(loss_tokens),
         }
 
     def _values(self, batch: Packed) -> tuple[Tensor, Tensor]:
         """What the objective learns from at each label, and the entropies where they are at hand."""
+        values_U, entropy_U = self._distinct(batch)
+        return values_U.index_select(0, batch.like_M), entropy_U.index_select(0, batch.like_M)
+
+    def _distinct(self, batch: Packed) -> tuple[Tensor, Tensor]:
+        """The same for labels that differ."""
         hidden_TE = hidden_states(self.model, batch.input_ids_T, batch.position_ids_T, batch.layout)
-        hidden_ME = hidden_TE.index_select(0, batch.source_M)
+        hidden_UE = hidden_TE.index_select(0, batch.source_U)
         if self.objective.output == "scores":
-            scores_MK = hidden_ME.float() @ self.model.score.weight.float().T  # type: ignore[union-attr, operator]
-            return scores_MK, scores_MK.new_zeros(len(scores_MK))
+            scores_UK = hidden_UE.float() @ self.model.score.weight.float().T  # type: ignore[union-attr, operator]
+            return scores_UK, scores_UK.new_zeros(len(scores_UK))
         head_VE = self.model.get_output_embeddings().weight
         if self.teacher is None:
-            logprobs_M, entropy_M = token_logprobs(
-                hidden_ME, head_VE, batch.targets_M, temperature=self.settings.temperature
+            logprobs_U, entropy_U = token_logprobs(
+                hidden_UE, head_VE, batch.targets_U, temperature=self.settings.temperature
             )
             if self.objective.output == "actor_critic":
-                return torch.stack([logprobs_M, value_of(self.model, hidden_ME)], 1), entropy_M
-            return logprobs_M, entropy_M
+                return torch.stack([logprobs_U, value_of(self.model, hidden_UE)], 1), entropy_U
+            return logprobs_U, entropy_U
         assert isinstance(self.objective, DivergenceObjective)
         with torch.no_grad():
             taught_TF = hidden_states(self.teacher, batch.input_ids_T, batch.position_ids_T, batch.layout)
-        divergence_M = token_divergence(
-            hidden_ME,
+        divergence_U = token_divergence(
+            hidden_UE,
             head_VE,
-            taught_TF.index_select(0, batch.source_M),
+            taught_TF.index_select(0, batch.source_U),
             self.teacher.get_output_embeddings().weight,
             beta=self.objective.beta,
             temperature=self.objective.temperature,
         )
-        return divergence_M, torch.zeros_like(divergence_M.detach())
+        return divergence_U, torch.zeros_like(divergence_U.detach())

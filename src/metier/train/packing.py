@@ -1,20 +1,23 @@
 """Examples packed into one row of tokens in which shared prefixes stand once.
 
-Each example is cut where a prefix may end (after the system prompt, after the prompt).
-Equal segments under the same parent become one span of a forest, so that a prompt with G
-completions is computed once, forward and backward, with exact gradients. Tokens after an
-example's last predictor influence no loss and are left out.
+Whatever examples begin with in common becomes one span of a forest, computed once, forward
+and backward, with exact gradients: a system prompt, a prompt with G completions, and also
+what those completions have in common before they part. Tokens after an example's last
+predictor influence no loss and are left out.
 
-Left out on purpose: finding common prefixes that no cut names, and padding.
+Left out on purpose: what examples have in common after they have parted, common beginnings
+of fewer than a few tokens, and padding.
 
-Shape legend: T packed tokens, M labels (tokens that carry loss), B examples.
+Shape legend: T packed tokens, M labels (tokens that carry loss), U labels of different
+source or target, B examples.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +29,7 @@ from metier.models.attention import ForestLayout, Span
 
 __all__ = ["Example", "Packed", "ends_in_loss", "pack", "split_micro"]
 
+_WORTH = 4  # tokens in common from which a span of their own costs less than computing them twice
 
 _PER_LABEL = (
     "sampler_logprobs",
@@ -44,7 +48,6 @@ class Example:
 
     token_ids: tuple[int, ...]
     loss_mask: tuple[int, ...]  # 1 where the token is a label, 0 elsewhere; one for each token
-    cuts: tuple[int, ...] = ()  # increasing positions at which a shared prefix may end
     weight: float | tuple[float, ...] = 1.0  # factor of the loss: of every label, or one for each
     advantage: float | tuple[float, ...] = 0.0  # for policy gradients, likewise
     sampler_logprobs: tuple[float, ...] = ()  # nats, one for each label in order; () where nobody sampled it
@@ -67,12 +70,6 @@ class Example:
             raise DataError(
                 f"{name} has a label at position 0, which no token predicts; start it with an unmasked token"
             )
-        if any(a >= b for a, b in itertools.pairwise(self.cuts)) or any(
-            not 0 <= c <= len(self.token_ids) for c in self.cuts
-        ):
-            raise DataError(
-                f"{name} has cuts {self.cuts}; they must increase and lie within its {len(self.token_ids)} tokens"
-            )
         for what in _PER_LABEL:
             given = getattr(self, what)
             if isinstance(given, tuple) and given and len(given) != self.labels:
@@ -91,8 +88,9 @@ class Packed:
     input_ids_T: Tensor
     position_ids_T: Tensor  # depth in the tree, as if each example stood alone
     layout: ForestLayout
-    source_M: Tensor  # index into T of the token whose hidden state predicts the label
-    targets_M: Tensor  # the label's token id
+    source_U: Tensor  # index into T of the token whose hidden state predicts the label
+    targets_U: Tensor  # the label's token id
+    like_M: Tensor  # index into U of the label's source and target
     example_M: Tensor  # index of the label's example
     weight_M: Tensor  # float32
     advantage_M: Tensor  # float32
@@ -128,34 +126,21 @@ def pack(examples: Sequence[Example], *, heads: int, device: torch.device | str 
 
     Raises `DataError` when no example holds a label.
     """
-    spans: list[Span] = []
-    depths: list[int] = []
-    ids: list[int] = []
-    known: dict[tuple[int | None, tuple[int, ...]], int] = {}
+    if not any(example.labels for example in examples):
+        raise DataError(f"none of the {len(examples)} examples has a label; at least one loss_mask must hold a 1")
+    order = sorted(range(len(examples)), key=lambda index: _needed(examples[index]))
+    rows = _rows([_needed(examples[index]) for index in order])
+    ids, positions, spans, places = _laid_out(rows)
+    paths = dict(zip(order, places, strict=True))
     sources, targets, labels_of = [], [], []
-    for example, segments in zip(examples, _branches(examples), strict=True):
-        parent: int | None = None
-        depth = 0
-        place = []
-        for segment in segments:
-            number = known.get((parent, segment))
-            if number is None:
-                number = known[parent, segment] = len(spans)
-                spans.append(Span(len(ids), len(segment), parent))
-                depths.append(depth)
-                ids.extend(segment)
-            start = spans[number].start
-            place.append(np.arange(start, start + len(segment)))
-            depth += len(segment)
-            parent = number
+    for index, example in enumerate(examples):
         labels = np.flatnonzero(np.asarray(example.loss_mask))
         labels_of.append(len(labels))
         if len(labels):
-            sources.append(np.concatenate(place)[labels - 1])
+            sources.append(paths[index][labels - 1])
             targets.append(np.asarray(example.token_ids)[labels])
-    if not sources:
-        raise DataError(f"none of the {len(examples)} examples has a label; at least one loss_mask must hold a 1")
-    positions = np.concatenate([np.arange(d, d + s.length) for d, s in zip(depths, spans, strict=True)])
+    source, target = np.concatenate(sources), np.concatenate(targets)
+    _, first, like = np.unique(source << 32 | target, return_index=True, return_inverse=True)
     units: dict[str | int, int] = {}
     unit_of = [units.setdefault(e.unit or number, len(units)) for number, e in enumerate(examples)]
 
@@ -173,11 +158,12 @@ def pack(examples: Sequence[Example], *, heads: int, device: torch.device | str 
         return torch.tensor(values, dtype=torch.float64, device=device)
 
     return Packed(
-        input_ids_T=torch.tensor(ids, dtype=torch.long, device=device),
+        input_ids_T=whole(ids),
         position_ids_T=whole(positions),
         layout=ForestLayout(spans, heads=heads, device=device),
-        source_M=whole(np.concatenate(sources)),
-        targets_M=whole(np.concatenate(targets)),
+        source_U=whole(source[first]),
+        targets_U=whole(target[first]),
+        like_M=whole(like),
         example_M=whole(np.repeat(np.arange(len(examples)), labels_of)),
         weight_M=per_label("weight", torch.float32),
         advantage_M=per_label("advantage", torch.float32),
@@ -192,7 +178,7 @@ def pack(examples: Sequence[Example], *, heads: int, device: torch.device | str 
         examples=len(examples),
         tokens=sum(len(e.token_ids) for e in examples),
         packed_tokens=len(ids),
-        pairs=sum(s.length * d + s.length * (s.length + 1) // 2 for d, s in zip(depths, spans, strict=True)),
+        pairs=int(positions.sum()) + len(ids),
     )
 
 
@@ -207,72 +193,87 @@ def ends_in_loss(examples: Sequence[Example], stop_ids: frozenset[int]) -> float
 def split_micro(examples: Sequence[Example], token_budget: int) -> list[list[Example]]:
     """Split into micro-batches of at most `token_budget` packed tokens, shared ones counted once.
 
-    Examples of one prefix stand side by side, prefixes in the order of their first
-    appearance; examples of one unit stay together and in their order. A unit longer than
-    the budget goes alone.
+    (A few more where siblings part again within a few tokens, which pack may lay out otherwise.)
+    Units that begin alike stand side by side, in the order of their tokens; examples of one
+    unit stay together and in their order. A unit longer than the budget goes alone.
     """
-    numbers: dict[tuple[int | None, tuple[int, ...]], int] = {}
-    units: dict[str | int, list[tuple[int, list[tuple[int, int]]]]] = {}  # unit -> (example, path of (span, length))
+    units: dict[str | int, list[Example]] = {}
     for index, example in enumerate(examples):
-        parent: int | None = None
-        path: list[tuple[int, int]] = []
-        for segment in _segments(example):
-            parent = numbers.setdefault((parent, segment), len(numbers))
-            path.append((parent, len(segment)))
-        units.setdefault(example.unit or index, []).append((index, path))
-    ranked = sorted(units.values(), key=lambda unit: ([number for number, _ in unit[0][1]], unit[0][0]))
+        units.setdefault(example.unit or index, []).append(example)
     micro: list[list[Example]] = []
-    present: set[int] = set()
-    used = 0
-    for unit in ranked:
-        spans = {number: length for _, path in unit for number, length in path}
-        cost = sum(length for number, length in spans.items() if number not in present)
-        if not micro or used + cost > token_budget:
+    used, last = 0, None
+    for unit in sorted(units.values(), key=lambda unit: _needed(unit[0])):
+        needed = [_needed(example) for example in unit]
+        rows = _rows(needed, last)
+        if not micro or used + _fresh(rows) > token_budget:
             micro.append([])
-            present, used = set(), 0
-            cost = sum(spans.values())
-        micro[-1].extend(examples[index] for index, _ in unit)
-        present.update(spans)
-        used += cost
+            used, rows = 0, _rows(needed)
+        micro[-1].extend(unit)
+        used, last = used + _fresh(rows), rows[-1]
     return micro
 
 
-def _branches(examples: Sequence[Example]) -> list[list[tuple[int, ...]]]:
-    """The segments of each example, joined where all examples that hold the one go on with the same other.
-
-    What is never shared apart is computed in one span: few long spans cost less than many short ones.
-    """
-    numbers: dict[tuple[int | None, tuple[int, ...]], int] = {}
-    followed: dict[int, set[int | None]] = {}  # span -> what comes after it; None where an example ends
-    paths: list[list[tuple[int, tuple[int, ...]]]] = []
-    for example in examples:
-        path: list[tuple[int, tuple[int, ...]]] = []
-        for segment in _segments(example):
-            before = path[-1][0] if path else None
-            number = numbers.setdefault((before, segment), len(numbers))
-            if before is not None:
-                followed.setdefault(before, set()).add(number)
-            path.append((number, segment))
-        if path:
-            followed.setdefault(path[-1][0], set()).add(None)
-        paths.append(path)
-    joined: list[list[tuple[int, ...]]] = []
-    for path in paths:
-        segments: list[tuple[int, ...]] = []
-        for place, (_, segment) in enumerate(path):
-            if place and len(followed[path[place - 1][0]]) == 1:
-                segments[-1] += segment
-            else:
-                segments.append(segment)
-        joined.append(segments)
-    return joined
-
-
-def _segments(example: Example) -> Iterator[tuple[int, ...]]:
-    """The example's tokens up to its last predictor, cut at its cuts."""
+def _needed(example: Example) -> tuple[int, ...]:
+    """The example's tokens up to its last predictor."""
     mask = example.loss_mask
     end = next((i for i in range(len(mask) - 1, -1, -1) if mask[i]), 0)
-    bounds = [0, *(c for c in example.cuts if 0 < c < end), end]
-    for start, stop in itertools.pairwise(bounds):
-        if stop > start:
-            yield example.token_ids[start:stop]
+    return example.token_ids[:end]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A sequence laid over the one before it."""
+
+    ids: np.ndarray
+    shared: int = 0  # how many of its first tokens are those of the row before
+    cuts: tuple[int, ...] = (0,)  # depths at which its spans begin, as far as rows up to here say
+
+
+def _rows(sequences: Sequence[tuple[int, ...]], before: _Row | None = None) -> list[_Row]:
+    """Every sequence over its neighbour. Where they are sorted, nothing earlier has more in common with it."""
+    rows: list[_Row] = []
+    for tokens in sequences:
+        ids = np.asarray(tokens, dtype=np.int64)
+        before = _Row(ids) if before is None else _over(before, ids)
+        rows.append(before)
+    return rows
+
+
+def _over(before: _Row, ids: np.ndarray) -> _Row:
+    n = min(len(before.ids), len(ids))
+    parted = np.flatnonzero(before.ids[:n] != ids[:n])
+    shared = int(parted[0]) if len(parted) else n
+    start = max(cut for cut in before.cuts if cut <= shared)
+    if shared < len(before.ids) and shared - start < _WORTH:
+        shared = start
+    return _Row(ids, shared, (*(cut for cut in before.cuts if cut < shared), shared))
+
+
+def _fresh(rows: Sequence[_Row]) -> int:
+    """Tokens that the rows add to what is laid out before them."""
+    return sum(len(row.ids) - row.shared for row in rows)
+
+
+def _laid_out(rows: Sequence[_Row]) -> tuple[np.ndarray, np.ndarray, list[Span], list[np.ndarray]]:
+    """The packed tokens, their depths, their spans, and for each row the places of its tokens."""
+    before: dict[int, int] = {}  # the place at which a span begins -> the place that it follows; -1 for none
+    places: list[np.ndarray] = []
+    path, total = np.empty(0, dtype=np.int64), 0
+    for row in rows:
+        ahead = int(path[row.shared - 1]) if row.shared else -1
+        if row.shared < len(path) and row.shared:
+            before[int(path[row.shared])] = ahead  # here the earlier rows part from this one
+        fresh = np.arange(total, total + len(row.ids) - row.shared)
+        if len(fresh):
+            before[total] = ahead
+        path = np.concatenate([path[: row.shared], fresh])
+        total += len(fresh)
+        places.append(path)
+    starts = sorted(before)
+    spans = [
+        Span(start, stop - start, None if before[start] < 0 else bisect.bisect_right(starts, before[start]) - 1)
+        for start, stop in itertools.pairwise([*starts, total])
+    ]
+    ids = np.concatenate([row.ids[row.shared :] for row in rows])
+    depths = np.concatenate([np.arange(row.shared, len(row.ids)) for row in rows])
+    return ids, depths, spans, places

@@ -25,15 +25,15 @@ def score(
     """
     head_VE = model.get_output_embeddings().weight
 
-    def tell(hidden_ME: Tensor, batch: Packed) -> Tensor:
-        return token_logprobs(hidden_ME, head_VE, batch.targets_M, temperature=temperature)[0]
+    def tell(hidden_UE: Tensor, batch: Packed) -> Tensor:
+        return token_logprobs(hidden_UE, head_VE, batch.targets_U, temperature=temperature)[0]
 
     return _told(model, examples, token_budget, tell)
 
 
 def values(model: PreTrainedModel, examples: Sequence[Example], *, token_budget: int = 2400) -> list[tuple[float, ...]]:
     """What the model's value head says before every label, likewise."""
-    return _told(model, examples, token_budget, lambda hidden_ME, _: value_of(model, hidden_ME))
+    return _told(model, examples, token_budget, lambda hidden_UE, _: value_of(model, hidden_UE))
 
 
 @torch.inference_mode()
@@ -49,7 +49,7 @@ def _told(
     for micro in split_micro([e for e in examples if e.labels], token_budget):
         batch = pack(micro, heads=heads, device=model.device)
         hidden_TE = hidden_states(model, batch.input_ids_T, batch.position_ids_T, batch.layout)
-        told_M = tell(hidden_TE.index_select(0, batch.source_M), batch)
+        told_M = tell(hidden_TE.index_select(0, batch.source_U), batch).index_select(0, batch.like_M)
         for example, part in zip(micro, told_M.split([example.labels for example in micro]), strict=True):
             found[id(example)] = tuple(part.tolist())
     return [found.get(id(example), ()) for example in examples]
