@@ -1,17 +1,30 @@
-"""The shuffle that keeps episodes of one system prompt together."""
+"""The shuffle that keeps tasks of one system prompt, and twins, together."""
 
 from __future__ import annotations
 
 import random
 
 from metier.recipes.learning import in_blocks
+from metier.records.types import Message, Task
+
+
+def made(prompt: str, n: int, pair: str | None = None) -> Task:
+    """A task under that system prompt."""
+    messages = (Message(role="system", content=prompt), Message(role="user", content=f"{n}"))
+    meta = {} if pair is None else {"pair": pair}
+    return Task(family="f", kind="k", split="s", source="here", messages=messages, meta=meta)
+
+
+def ordered(tasks: list[Task], block: int, seed: int) -> list[tuple[str, int]]:
+    order = in_blocks(tasks, lambda task: task, block, random.Random(seed))
+    assert sorted(t.id for t in order) == sorted(t.id for t in tasks)
+    return [(str(t.messages[0].content), int(str(t.messages[1].content))) for t in order]
 
 
 def test_blocks_are_whole_and_shuffled() -> None:
-    items = [(prompt, n) for prompt in "abc" for n in range(19)]
-    order = in_blocks(items, lambda item: item[0], 8, random.Random(3))
-    assert sorted(order) == items
-    assert order != in_blocks(items, lambda item: item[0], 8, random.Random(4))
+    tasks = [made(prompt, n) for prompt in "abc" for n in range(19)]
+    order = ordered(tasks, 8, 3)
+    assert order != ordered(tasks, 8, 4)
     # 19 = 8 + 8 + 3 of each prompt: six whole blocks first, then what is left over
     for start in range(0, 48, 8):
         assert len({prompt for prompt, _ in order[start : start + 8]}) == 1
@@ -19,6 +32,22 @@ def test_blocks_are_whole_and_shuffled() -> None:
     assert len({prompt for prompt, _ in order[::8][:6]}) == 3
 
 
+def test_twins_stay_side_by_side_within_one_batch() -> None:
+    tasks = [made("a", n, pair=f"pair-{n // 2}" if n < 10 else None) for n in range(40)]
+    for seed in range(20):
+        numbers = [n for _, n in ordered(tasks, 4, seed)]
+        place = {n: at for at, n in enumerate(numbers)}
+        assert all(abs(place[n] - place[n + 1]) == 1 for n in range(0, 10, 2))
+        assert all(place[n] // 4 == place[n + 1] // 4 for n in range(0, 10, 2))
+    assert numbers != sorted(numbers)
+
+
 def test_a_block_of_one_is_a_full_shuffle() -> None:
-    items = list(range(40))
-    assert sorted(in_blocks(items, lambda _: "same", 1, random.Random(0))) == items
+    tasks = [made("same", n) for n in range(40)]
+    assert [n for _, n in ordered(tasks, 1, 0)] != list(range(40))
+
+
+def test_twins_are_together_also_where_a_block_has_no_room_for_both() -> None:
+    tasks = [made("a", n, pair=f"pair-{n // 2}") for n in range(8)]
+    numbers = [n for _, n in ordered(tasks, 1, 0)]
+    assert all(numbers[at] // 2 == numbers[at + 1] // 2 for at in range(0, 8, 2))

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 __all__ = ["ExtendLayout", "KVCache", "PrefixLayout"]
 
 _GROW = 32  # slots grow by this many tokens
+_SLOTS = 16  # and become more by this many
 
 
 class KVCache:
@@ -32,7 +33,8 @@ class KVCache:
         self.key_heads: int = config.num_key_value_heads
         self.head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.dtype, self.device = model.dtype, model.device
-        self.rows = rows
+        self.rows = rows  # at most
+        self._slots = 0  # that there is memory for
         self.lengths = [0] * rows  # own tokens of each slot
         self.prefix_of: list[int] = [-1] * rows
         self.prefixes: list[list[tuple[Tensor, Tensor]]] = []  # prefix, layer -> keys, values (K, P, D)
@@ -66,21 +68,22 @@ class KVCache:
             self._stacked_of = len(self.prefixes)
         return self._stacked[layer]
 
-    def reserve(self, length: int) -> None:
-        """Make room for `length` own tokens in every slot."""
-        if length <= self._capacity:
+    def reserve(self, slots: int, length: int) -> None:
+        """Make room for `length` own tokens in so many slots."""
+        if slots <= self._slots and length <= self._capacity:
             return
-        capacity = (length + _GROW - 1) // _GROW * _GROW
-        shape = (self.rows, self.key_heads, capacity, self.head_size)
+        capacity = max(self._capacity, (length + _GROW - 1) // _GROW * _GROW)
+        slots = max(self._slots, min(self.rows, (slots + _SLOTS - 1) // _SLOTS * _SLOTS))
+        shape = (slots, self.key_heads, capacity, self.head_size)
         for store in (self._keys, self._values):
             for layer in range(self.layers):
                 wider = torch.zeros(shape, dtype=self.dtype, device=self.device)
                 if layer < len(store):
-                    wider[:, :, : self._capacity] = store[layer]
+                    wider[: self._slots, :, : self._capacity] = store[layer]
                     store[layer] = wider
                 else:
                     store.append(wider)
-        self._capacity = capacity
+        self._slots, self._capacity = slots, capacity
 
     @property
     def capacity(self) -> int:
@@ -88,7 +91,7 @@ class KVCache:
         return self._capacity
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of one layer, (rows, K, capacity, D)."""
+        """Keys and values of one layer, (slots, K, capacity, D)."""
         return self._keys[layer], self._values[layer]
 
     def clear_row(self, row: int, prefix: int) -> None:
@@ -98,6 +101,7 @@ class KVCache:
 
     def copy_row(self, source: int, target: int) -> None:
         """Copy a slot over another one."""
+        self.reserve(target + 1, self._capacity)
         length = self.lengths[source]
         for store in (self._keys, self._values):
             for tensor in store:
@@ -156,7 +160,7 @@ class ExtendLayout:
 
     def __init__(self, cache: KVCache, new: Sequence[tuple[int, int]]) -> None:
         self.cache = cache
-        cache.reserve(max(cache.lengths[row] + n for row, n in new))
+        cache.reserve(max(row for row, _ in new) + 1, max(cache.lengths[row] + n for row, n in new))
         starts: list[int] = []
         positions: list[int] = []
         slots: list[int] = []

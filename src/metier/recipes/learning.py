@@ -10,7 +10,7 @@ from typing import TypeVar
 from metier.base.clock import now
 from metier.recipes.context import Context
 from metier.recipes.settings import Rl, Sft
-from metier.records.types import Checkpoint
+from metier.records.types import Checkpoint, Task
 from metier.train.checkpoints import Saver, save_model
 from metier.train.loop import Trainer, TrainSettings
 
@@ -81,20 +81,34 @@ def publish(context: Context, stage: Sft | Rl, trainer: Trainer, dataset: str, m
     return weights_hash
 
 
-def in_blocks(items: Sequence[T], shared: Callable[[T], Hashable], block: int, rng: random.Random) -> list[T]:
+def in_blocks(items: Sequence[T], task_of: Callable[[T], Task], block: int, rng: random.Random) -> list[T]:
     """A shuffle that keeps up to `block` items that share a system prompt together.
 
     A shared system prompt is computed once per batch, so blocks of one prompt cost less
-    than a full shuffle; the blocks themselves come in random order. What is left over of
-    each prompt comes last, so that batches of a block's size hold whole blocks.
+    than a full shuffle; the blocks themselves come in random order, those that are not full
+    last, so that batches of a block's size hold whole blocks. Twins (`meta.pair`: the same
+    request, once allowed and once not) stay side by side in one block: apart, each would
+    push towards its own answer whatever was asked, and what tells them apart would be lost
+    between the two.
     """
-    sharing: dict[Hashable, list[T]] = {}
-    for item in items:
-        sharing.setdefault(shared(item), []).append(item)
+    units: dict[Hashable, list[T]] = {}
+    for number, item in enumerate(items):
+        units.setdefault(task_of(item).meta.get("pair", number), []).append(item)
+    sharing: dict[str, list[list[T]]] = {}
+    for unit in units.values():
+        sharing.setdefault(str(task_of(unit[0]).messages[0].content), []).append(unit)
     blocks: list[list[T]] = []
-    for siblings in sharing.values():
-        rng.shuffle(siblings)
-        blocks.extend(siblings[i : i + block] for i in range(0, len(siblings), block))
+    for left in sharing.values():
+        rng.shuffle(left)
+        while left:
+            some: list[T] = []
+            for unit in left[:]:
+                if not some or len(some) + len(unit) <= block:
+                    some.extend(unit)
+                    left.remove(unit)
+                if len(some) >= block:
+                    break
+            blocks.append(some)
     rng.shuffle(blocks)
     blocks.sort(key=lambda some: len(some) < block)
     return [item for some in blocks for item in some]

@@ -97,7 +97,7 @@ class _Supply:
         context.refuse_overlap(tasks, f"stage {settings.name!r}")
         context.ledger.add_tasks(list({t.id: t for t in tasks}.values()))
         rng = rng_for(context.recipe.seed, settings.name)
-        order = in_blocks(tasks, lambda task: str(task.messages[0].content), settings.block, rng)
+        order = in_blocks(tasks, lambda task: task, settings.block, rng)
         # a small file: go through it again and again
         self.tasks = list(itertools.islice(itertools.cycle(order), wanted))
 

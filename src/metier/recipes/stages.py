@@ -219,7 +219,7 @@ def _sft(context: Context, settings: Sft) -> Mapping[str, Any]:
     episodes = context.ledger.episodes(run_id=context.run_id, stage=settings.data, arrays=True)
     tasks = context.ledger.tasks([e.task_id for e in episodes])
     examples = [Example(token_ids=e.token_ids, loss_mask=e.loss_mask, key=e.id) for e in episodes]
-    system = {e.id: str(tasks[e.task_id].messages[0].content) for e in episodes}
+    task_of = {e.id: tasks[e.task_id] for e in episodes}
     per_epoch = math.ceil(len(examples) / settings.batch)
     steps = per_epoch * settings.epochs
     steps = min(steps, settings.max_steps or steps)
@@ -231,7 +231,7 @@ def _sft(context: Context, settings: Sft) -> Mapping[str, Any]:
         step = trainer.step_number
         epoch, place = divmod(step, per_epoch)
         rng = rng_for(context.recipe.seed, settings.name, "order", epoch)
-        order = in_blocks(examples, lambda example: system[example.key], settings.block, rng)
+        order = in_blocks(examples, lambda example: task_of[example.key], settings.block, rng)
         metrics = trainer.step(order[place * settings.batch : (place + 1) * settings.batch])
         context.emit(settings.name, "step", step=step + 1, steps=steps, **metrics, ends_in_loss=ends)
         saver.after_step()
