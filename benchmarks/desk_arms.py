@@ -44,7 +44,7 @@ def recipe_for(seed: int, more_steps: int) -> Recipe:
     heldout = {"heldout": final.splits["heldout"]}
     more = more_steps * sft.batch
     arms = (
-        grpo.model_copy(update={"name": "rejection", "method": "rejection", "options": {}}),
+        grpo.model_copy(update={"name": "rejection", "method": "rejection", "advantage": None, "options": {}}),
         final.model_copy(update={"name": "evaluate-rejection", "of": "rejection", "splits": heldout}),
         demonstrations.model_copy(update={"name": "more-demonstrations", "n": demonstrations.n + more}),
         sft.model_copy(
