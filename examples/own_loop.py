@@ -8,11 +8,13 @@ Nothing is kept here; a recipe's `rl` stage adds the ledger, resume, reports and
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 
 import torch
 
 from metier.base.executor import LocalExecutor
+from metier.base.seeds import derive_seed
 from metier.feedback.rewards import RewardPolicy
 from metier.feedback.verify import verify_episodes
 from metier.models.hub import load_model, load_tokenizer
@@ -45,7 +47,7 @@ def main() -> None:
     for step in range(options.steps):
         chosen = tasks[step * options.tasks : (step + 1) * options.tasks]
         plans = [
-            Plan(id=f"{step}-{task.id}-{n}", task=task, seed=1000 * step + n)
+            Plan(id=f"{step}-{task.id}-{n}", task=task, seed=derive_seed(1, step, task.id, n))
             for task in chosen
             for n in range(options.group)
         ]
@@ -58,10 +60,12 @@ def main() -> None:
         rewards = [policy.reward([f for f in feedback if f.about == (e.id,)]) for e in episodes]
         groups = [rewards[i : i + options.group] for i in range(0, len(rewards), options.group)]
         earned = [a for group in advantages("group", groups) for a in group]
-        learned = [example(e, a) for e, a in zip(episodes, earned, strict=True) if a]  # 0 and None teach nothing
-        told = trainer.step(learned, among=len(episodes)) if learned else {"loss": 0.0}
-        scored = [r for r in rewards if r is not None]
-        print(f"step {step + 1}: reward {statistics.fmean(scored):.3f}, learnt from {len(learned)}", told["loss"])
+        judged = [example(e, a) for e, a in zip(episodes, earned, strict=True) if a is not None]
+        learned = [e for e in judged if e.advantage]  # as good as its siblings: nothing to learn
+        scored = [r for r in rewards if r is not None]  # what could not be verified counts nowhere
+        told = trainer.step(learned, among=judged) if learned else {"loss": 0.0}
+        mean = statistics.fmean(scored) if scored else math.nan
+        print(f"step {step + 1}: reward {mean:.3f}, learnt from {len(learned)}, loss {told['loss']:.4f}")
 
 
 def example(episode: Episode, advantage: float) -> Example:

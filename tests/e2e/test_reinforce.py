@@ -92,6 +92,18 @@ def test_the_policy_that_learns_is_the_one_that_was_sampled(
     assert abs(told[0]["mismatch_kl"]) < 1e-6 and abs(told[0]["reference_kl"]) < 1e-6
 
 
+def test_the_term_that_ties_to_the_start_is_taken_over_all_episodes(tiny_model: Path, tmp_path: Path) -> None:
+    """Groups of two are without signal about every other time; they too may have drifted."""
+    learned = {}
+    for name, options in (("free", {}), ("tied", {"kl": "k3", "kl_coef": 0.1})):
+        (tmp_path / name).mkdir()
+        _, told = done(tiny_model, tmp_path / name, method="grpo", steps=1, tasks=16, group=2, options=options)
+        flat = told[0]["groups_without_variance"]
+        learned[name] = told[0]["loss_tokens"]
+    assert 0 < flat < 16
+    assert learned["tied"] == 32 and learned["free"] == 32 - 2 * flat
+
+
 def test_groups_without_signal_are_replaced(tiny_model: Path, tmp_path: Path) -> None:
     folder, told = done(tiny_model, tmp_path, method="dapo", tasks=3, group=2, steps=3, lr=1e-6)
     assert all(3 <= e["groups"] <= 9 for e in told) and any(e["groups"] > 3 for e in told)

@@ -133,9 +133,9 @@ def test_each_request_draws_by_its_own_seed(model: PreTrainedModel) -> None:
     assert len(set(sample([Request((9, 9), 0, seed=s) for s in range(8)]).values())) > 4
 
 
-@pytest.mark.parametrize(("rows", "share"), [(3, 1.0), (16, 0.8)])
+@pytest.mark.parametrize(("rows", "seeds", "share"), [(3, 12, 1.0), (16, 12, 0.8), (64, 40, 0.8)])
 def test_siblings_are_computed_once_until_they_part(
-    model: PreTrainedModel, rows: int, share: float, monkeypatch: pytest.MonkeyPatch
+    model: PreTrainedModel, rows: int, seeds: int, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if each had been alone, in several turns, some of which only some siblings are told something in."""
     read: list[int] = []
@@ -161,7 +161,7 @@ def test_siblings_are_computed_once_until_they_part(
         TorchEngine(use_layouts(model), rows=rows).generate(requests, sampling, STOP, on_turn)
         return found
 
-    requests = [Request((11, 12, 13, 14), 2 * (seed < 8), seed=seed) for seed in range(12)]
+    requests = [Request((11, 12, 13, 14), 2 * (seed < 8), seed=seed) for seed in range(seeds)]
     together = sample(requests)
     shared = sum(read)
     read.clear()

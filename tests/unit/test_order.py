@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from metier.recipes.learning import in_blocks
 from metier.records.types import Message, Task
@@ -40,6 +41,21 @@ def test_twins_stay_side_by_side_within_one_batch() -> None:
         assert all(abs(place[n] - place[n + 1]) == 1 for n in range(0, 10, 2))
         assert all(place[n] // 4 == place[n + 1] // 4 for n in range(0, 10, 2))
     assert numbers != sorted(numbers)
+
+
+def test_twins_of_what_fills_no_block_are_in_one_even_batch() -> None:
+    tasks = [made(prompt, n, pair=f"{prompt}-{n // 2}" if n < 4 else None) for prompt in "abcdef" for n in range(7)]
+    for seed in range(20):
+        place = {at: number for number, at in enumerate(ordered(tasks, 4, seed))}
+        assert all(place[prompt, n] // 4 == place[prompt, n + 1] // 4 for prompt in "abcdef" for n in (0, 2))
+
+
+def test_a_pair_may_be_called_anything() -> None:
+    tasks = [replace(made("a", n), meta={"pair": 3 if n in (0, 7) else None}) for n in range(8)]
+    numbers = [n for _, n in ordered(tasks, 4, 0)]
+    assert abs(numbers.index(0) - numbers.index(7)) == 1
+    others = [n for n in numbers if n not in (0, 7)]
+    assert others != sorted(others)  # "no pair" is no name that they share
 
 
 def test_a_block_of_one_is_a_full_shuffle() -> None:

@@ -65,8 +65,11 @@ def render() -> str:
 
 def _comments(settings: type[Settings]) -> dict[str, str]:
     """Setting -> the comment at the end of its line."""
-    found = re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", inspect.getsource(settings), flags=re.MULTILINE)
-    return dict(found)
+    found: dict[str, str] = {}
+    for one in reversed(settings.__mro__):  # what it inherits comes first
+        if issubclass(one, Settings):
+            found |= re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", inspect.getsource(one), flags=re.MULTILINE)
+    return found
 
 
 def _type(annotation: Any) -> str:

@@ -2,7 +2,7 @@
 
 Counted are the products that the loss needs and nothing else, so work that is done twice
 (checkpointed layers) or in vain (padding) lowers the figure. With T packed tokens, W the
-numbers in the linear layers, M labels, V words, E hidden size, H heads of size D in L
+numbers in the linear layers, M distinct labels, V words, E hidden size, H heads of size D in L
 layers and A pairs of a token and one that it sees:
 
     FLOPs = f 2 W T + f 2 V E M + 3 (4 L H D A)

@@ -1,10 +1,10 @@
-"""What the stages that train share: examples cut where prefixes end, their order, saving, publishing."""
+"""What the stages that train share: the order of examples, saving, publishing."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from metier.base.clock import now
@@ -12,24 +12,11 @@ from metier.recipes.context import Context
 from metier.recipes.settings import Rl, Sft
 from metier.records.types import Checkpoint, Task
 from metier.train.checkpoints import Saver, save_model
-from metier.train.loop import Trainer, TrainSettings
+from metier.train.loop import Trainer
 
-__all__ = ["in_blocks", "publish", "saver_of", "train_settings"]
+__all__ = ["in_blocks", "publish", "saver_of"]
 
 T = TypeVar("T")
-
-
-def train_settings(stage: Sft | Rl, steps: int) -> TrainSettings:
-    """How the stage moves weights, over so many optimiser steps."""
-    return TrainSettings(
-        lr=stage.lr,
-        schedule=stage.schedule,
-        warmup=stage.warmup,
-        steps=steps,
-        token_budget=stage.token_budget,
-        checkpointing=stage.checkpointing,
-        temperature=stage.temperature if isinstance(stage, Rl) else 1.0,
-    )
 
 
 def saver_of(context: Context, stage: str, trainer: Trainer) -> Saver:
@@ -85,30 +72,41 @@ def in_blocks(items: Sequence[T], task_of: Callable[[T], Task], block: int, rng:
     """A shuffle that keeps up to `block` items that share a system prompt together.
 
     A shared system prompt is computed once per batch, so blocks of one prompt cost less
-    than a full shuffle; the blocks themselves come in random order, those that are not full
-    last, so that batches of a block's size hold whole blocks. Twins (`meta.pair`: the same
-    request, once allowed and once not) stay side by side in one block: apart, each would
-    push towards its own answer whatever was asked, and what tells them apart would be lost
-    between the two.
+    than a full shuffle; the blocks themselves come in random order, so that batches of a
+    block's size hold whole blocks, and what fills no block comes last. Twins (`meta.pair`:
+    the same request, once allowed and once not) stay side by side: in different steps, each
+    would push towards its own answer whatever was asked, and what tells them apart would be
+    lost between the two. They fall in one step where steps hold whole blocks, and among what
+    comes last where steps are even.
     """
-    units: dict[Hashable, list[T]] = {}
+    units: dict[tuple[str, object], list[T]] = {}
     for number, item in enumerate(items):
-        units.setdefault(task_of(item).meta.get("pair", number), []).append(item)
+        pair = task_of(item).meta.get("pair")
+        units.setdefault(("alone", number) if pair is None else ("pair", str(pair)), []).append(item)
     sharing: dict[str, list[list[T]]] = {}
     for unit in units.values():
         sharing.setdefault(str(task_of(unit[0]).messages[0].content), []).append(unit)
-    blocks: list[list[T]] = []
-    for left in sharing.values():
-        rng.shuffle(left)
-        while left:
-            some: list[T] = []
-            for unit in left[:]:
-                if not some or len(some) + len(unit) <= block:
-                    some.extend(unit)
-                    left.remove(unit)
-                if len(some) >= block:
-                    break
-            blocks.append(some)
+    blocks: list[list[list[T]]] = []
+    for some in sharing.values():
+        rng.shuffle(some)
+        blocks += _first_fit(some, block)
     rng.shuffle(blocks)
-    blocks.sort(key=lambda some: len(some) < block)
-    return [item for some in blocks for item in some]
+    whole = [unit for made in blocks if sum(map(len, made)) >= block for unit in made]
+    rest = [unit for made in blocks if sum(map(len, made)) < block for unit in made]
+    rest.sort(key=len, reverse=True)
+    return [item for unit in whole + rest for item in unit]
+
+
+def _first_fit(units: Sequence[list[T]], block: int) -> list[list[list[T]]]:
+    """Blocks of units, each unit in the first block that has room for it."""
+    blocks: list[list[list[T]]] = []
+    room: dict[int, int] = {}  # of the blocks that are not full
+    for unit in units:
+        place = next((number for number, left in room.items() if len(unit) <= left), len(blocks))
+        if place == len(blocks):
+            blocks.append([])
+        blocks[place].append(unit)
+        room[place] = room.get(place, block) - len(unit)
+        if room[place] <= 0:
+            del room[place]
+    return blocks

@@ -24,13 +24,13 @@ from metier.feedback.verify import verify_episodes
 from metier.models.adapters import adapter_weights, has_adapter, holding
 from metier.models.values import add_value_head, drop_value_head
 from metier.recipes.context import Context
-from metier.recipes.learning import in_blocks, publish, saver_of, train_settings
+from metier.recipes.learning import in_blocks, publish, saver_of
 from metier.recipes.settings import Rl
 from metier.records.types import DatasetManifest, Episode, Feedback, Group, Task, to_plain
 from metier.records.values import lowest
 from metier.rollout.episodes import Plan, kept_episodes, plan_id, run_episodes
 from metier.train.advantages import advantages, gae, kl_penalty, overlong_penalty, whitened
-from metier.train.loop import Trainer
+from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.registry import get_objective
 from metier.train.packing import Example
 from metier.train.score import score, values
@@ -67,12 +67,13 @@ def reinforce(context: Context, settings: Rl) -> Mapping[str, Any]:
     model = context.take(settings.of)
     if objective.output == "actor_critic":
         add_value_head(model)
-    trainer = Trainer(model, train_settings(settings, settings.steps * settings.updates), objective)
+    steps = settings.steps * settings.updates
+    trainer = Trainer(model, TrainSettings.of(settings, steps, settings.temperature), objective)
     wants_reference = objective.needs_reference or settings.reward.kl > 0
     reference = _reference(context, settings, trainer) if wants_reference else None
     saver = saver_of(context, settings.name, trainer)
     metrics: dict[str, float] = {}
-    while trainer.step_number < settings.steps * settings.updates:
+    while trainer.step_number < steps:
         step = trainer.step_number // settings.updates
         metrics = _step(context, settings, trainer, step, supply, reference)
         context.emit(settings.name, "step", step=step + 1, steps=settings.steps, **metrics)
@@ -140,7 +141,9 @@ def _step(
         groups += _sample(context, settings, trainer, step, supply.more(step, round_)[:lacking], round_)
     sampled = monotonic()
     metrics = _told(groups, sampled - began)
-    examples = _base_examples(context, groups)
+    if settings.rounds:  # groups without signal were to be replaced
+        groups = [group for group in groups if not group.flat]
+    examples = _base_examples(groups)
     if reference is not None and settings.reward.kl:  # it goes into the rewards of all
         examples = _referred(examples, reference)
     if settings.gradient:
@@ -149,7 +152,7 @@ def _step(
         learned = _LESSONS[settings.method](_by_group(groups, examples))
     if reference is not None and not settings.reward.kl:
         learned = _referred(learned, reference)
-    metrics.update(_learn(settings, trainer, learned, sum(r is not None for g in groups for r in g.rewards)))
+    metrics.update(_learn(settings, trainer, learned))
     metrics["train_seconds"] = monotonic() - sampled
     return metrics
 
@@ -159,16 +162,21 @@ def _referred(examples: Sequence[Example], reference: Scorer) -> list[Example]:
     return [replace(e, reference_logprobs=p) for e, p in zip(examples, reference(examples), strict=True)]
 
 
-def _learn(settings: Rl, trainer: Trainer, examples: Sequence[Example], scored: int) -> dict[str, float]:
-    """The step's optimiser updates, each over a part of the examples; the means of what they tell."""
+def _learn(settings: Rl, trainer: Trainer, examples: Sequence[Example]) -> dict[str, float]:
+    """The step's optimiser updates, each over a part of the examples; the means of what they tell.
+
+    Under a policy gradient without a KL term in its loss, what is as good as expected moves
+    nothing: it counts in the mean, and is not computed.
+    """
     if settings.updates > 1 and settings.gradient:  # from the second update on, the policy is not the old one
         old = score(trainer.model, examples, token_budget=settings.token_budget, temperature=settings.temperature)
         examples = [replace(e, old_logprobs=p) for e, p in zip(examples, old, strict=True)]
+    all_teach = not settings.gradient or trainer.objective.needs_reference
     told: list[dict[str, float]] = []
     for part in _parts(examples, settings.updates):
-        if part:
-            among = max(len(part), round(scored * len(part) / len(examples))) if settings.gradient else None
-            told.append(trainer.step(part, among=among))
+        teaching = [e for e in part if all_teach or e.advantage]
+        if teaching:
+            told.append(trainer.step(teaching, among=part))
         else:
             trainer.skip()
     return {key: statistics.fmean(t[key] for t in told) for key in told[0]} if told else {}
@@ -274,7 +282,7 @@ def _percentile(ranked: Sequence[float], percent: int) -> float:
 # --- what is learned from ---------------------------------------------------------------
 
 
-def _base_examples(context: Context, groups: Sequence[_Sampled]) -> list[Example]:
+def _base_examples(groups: Sequence[_Sampled]) -> list[Example]:
     """One example for each episode, in order, as it was sampled."""
     made = []
     for group in groups:
@@ -287,7 +295,7 @@ def _base_examples(context: Context, groups: Sequence[_Sampled]) -> list[Example
 def _advantaged(
     settings: Rl, trainer: Trainer, groups: Sequence[_Sampled], examples: Sequence[Example]
 ) -> list[Example]:
-    """Every episode that is better or worse than what was to be expected."""
+    """Every episode that has a reward, with how much better or worse it is than was to be expected."""
     if settings.advantage_kind == "gae":
         return _with_values(settings, trainer, [r for group in groups for r in group.rewards], examples)
 
@@ -300,7 +308,7 @@ def _advantaged(
         [earned(r, e) for r, e in zip(group.rewards, own, strict=True)] for group, own in _by_group(groups, examples)
     ]
     found = [a for group in advantages(settings.advantage_kind, rewards) for a in group]
-    return [replace(e, advantage=a) for e, a in zip(examples, found, strict=True) if a]
+    return [replace(e, advantage=a) for e, a in zip(examples, found, strict=True) if a is not None and e.labels]
 
 
 def _with_values(

@@ -18,7 +18,7 @@ from metier.models.hub import Device
 from metier.records.types import Sampling, Stage
 from metier.train.objectives.policy import ADVANTAGES
 from metier.train.objectives.registry import get_objective
-from metier.train.optimizer import Schedule
+from metier.train.optimizer import Learning, Schedule
 
 __all__ = [
     "BASE",
@@ -102,7 +102,7 @@ class Demonstrate(Settings):
     n: Positive
 
 
-class Sft(Settings):
+class Sft(Learning):
     """Supervised fine-tuning on demonstrations, with loss on the assistant's tokens only."""
 
     kind: Literal["sft"]
@@ -116,8 +116,6 @@ class Sft(Settings):
     max_steps: Positive | None = None
     schedule: Schedule = "cosine"
     warmup: Annotated[int, Field(ge=0)] = 5  # steps
-    token_budget: Positive = 1600  # packed tokens of one micro-batch
-    checkpointing: bool = False  # compute layers twice to save memory
 
 
 class Overlong(Settings):
@@ -137,7 +135,7 @@ class RewardSettings(Settings):
     kl: Annotated[float, Field(ge=0)] = 0.0  # times the k1 estimate of KL to the stage's start, taken off
 
 
-class Rl(Settings):
+class Rl(Learning):
     """Sample groups of episodes, verify them, and learn from the verdicts."""
 
     kind: Literal["rl"]
@@ -156,12 +154,8 @@ class Rl(Settings):
     group: Positive = 8  # episodes per task
     block: Positive = 4  # tasks of one system prompt that stay together when tasks are shuffled
     lr: Rate = 3e-5
-    schedule: Schedule = "constant"
-    warmup: Annotated[int, Field(ge=0)] = 0
     reward: RewardSettings = RewardSettings()
     sampling: SamplingSettings = SamplingSettings()
-    token_budget: Positive = 1600
-    checkpointing: bool = False  # compute layers twice to save memory
     eval_every: Annotated[int, Field(ge=0)] = 0  # steps between small evaluations; 0 is never
     eval_split: str = "heldout"
     eval_tasks: Positive = 64

@@ -8,6 +8,7 @@ from seeds derived from stage and step, never from a generator that would have t
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from metier.evaluate.suites import evaluate, summary
 from metier.evaluate.text import passages, text_loss
 from metier.feedback.verify import verify_episodes
 from metier.recipes.context import Context
-from metier.recipes.learning import in_blocks, publish, saver_of, train_settings
+from metier.recipes.learning import in_blocks, publish, saver_of
 from metier.recipes.reinforce import reinforce
 from metier.recipes.settings import Demonstrate, Evaluate, Report, Rl, Sft, StageSettings
 from metier.records.types import (
@@ -39,7 +40,7 @@ from metier.report.collect import collect
 from metier.report.page import render, write
 from metier.rollout.episodes import environment_for, plan_id
 from metier.stats.intervals import mean_interval
-from metier.train.loop import Trainer
+from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.registry import get_objective
 from metier.train.packing import Example, ends_in_loss
 
@@ -223,16 +224,20 @@ def _sft(context: Context, settings: Sft) -> Mapping[str, Any]:
     per_epoch = math.ceil(len(examples) / settings.batch)
     steps = per_epoch * settings.epochs
     steps = min(steps, settings.max_steps or steps)
-    trainer = Trainer(context.take(settings.of), train_settings(settings, steps), get_objective("sft"))
+    trainer = Trainer(context.take(settings.of), TrainSettings.of(settings, steps), get_objective("sft"))
     saver = saver_of(context, settings.name, trainer)
     ends = ends_in_loss(examples, context.renderer.stop_ids)
+
+    @functools.lru_cache(maxsize=1)
+    def ordered(epoch: int) -> list[Example]:
+        rng = rng_for(context.recipe.seed, settings.name, "order", epoch)
+        return in_blocks(examples, lambda example: task_of[example.key], settings.block, rng)
+
     metrics: dict[str, float] = {}
     while trainer.step_number < steps:
         step = trainer.step_number
         epoch, place = divmod(step, per_epoch)
-        rng = rng_for(context.recipe.seed, settings.name, "order", epoch)
-        order = in_blocks(examples, lambda example: task_of[example.key], settings.block, rng)
-        metrics = trainer.step(order[place * settings.batch : (place + 1) * settings.batch])
+        metrics = trainer.step(ordered(epoch)[place * settings.batch : (place + 1) * settings.batch])
         context.emit(settings.name, "step", step=step + 1, steps=steps, **metrics, ends_in_loss=ends)
         saver.after_step()
     saver.finish()

@@ -26,7 +26,6 @@ from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from metier.base.clock import monotonic
-from metier.base.config import Settings
 from metier.base.errors import ConfigError, DataError
 from metier.base.ids import content_hash
 from metier.base.lock import only_one
@@ -43,7 +42,7 @@ from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.preferences import kto_point
 from metier.train.objectives.protocol import Objective
 from metier.train.objectives.registry import get_objective
-from metier.train.optimizer import OptimizerName, Schedule
+from metier.train.optimizer import Learning, Schedule
 from metier.train.packing import Example, ends_in_loss
 from metier.train.score import score
 
@@ -53,7 +52,7 @@ Positive = Annotated[int, Field(ge=1)]
 STAGE = "train"
 
 
-class FitSettings(Settings):
+class FitSettings(Learning):
     """What `metier train` takes."""
 
     objective: str
@@ -72,15 +71,9 @@ class FitSettings(Settings):
     batch: Positive = 16  # rows per step
     max_steps: Positive | None = None
     schedule: Schedule = "cosine"
-    warmup: Annotated[int, Field(ge=0)] = 0  # steps
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip: Annotated[float, Field(ge=0)] = 1.0
     max_length: Positive = 2048  # tokens of a row
     too_long: TooLong = "error"
-    token_budget: Positive = 1600  # packed tokens of one micro-batch
     adapter: Adapter | None = None  # train a LoRA adapter instead of all weights
-    optimizer: OptimizerName = "adamw"
-    checkpointing: bool = False  # compute layers twice to save memory
     eval_data: str | None = None  # rows that are measured and not learned
     eval_every: Annotated[int, Field(ge=0)] = 0  # steps between two measures; 0 is before the first and after the last
     keep: Literal["last", "best"] = "last"  # the weights of the end, or those of the lowest loss on eval_data
@@ -165,17 +158,7 @@ def _fit(
             add_adapter(model, settings.adapter, seed=settings.seed)
         trainer = Trainer(
             model,
-            TrainSettings(
-                lr=settings.lr,
-                schedule=settings.schedule,
-                warmup=settings.warmup,
-                steps=steps,
-                weight_decay=settings.weight_decay,
-                clip=settings.clip,
-                token_budget=settings.token_budget,
-                optimizer=settings.optimizer,
-                checkpointing=settings.checkpointing,
-            ),
+            TrainSettings.of(settings, steps),
             objective,
             teacher=teacher,
         )

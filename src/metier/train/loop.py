@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from metier.base.clock import monotonic
-from metier.base.config import Settings
 from metier.base.errors import DataError
 from metier.base.memory import hand_back_freed_memory
 from metier.models.attention import hidden_states, use_layouts
@@ -28,7 +27,7 @@ from metier.models.logprobs import token_logprobs
 from metier.models.values import value_of
 from metier.train import workers
 from metier.train.objectives.protocol import DivergenceObjective, Objective
-from metier.train.optimizer import DivergedError, Masters, OptimizerName, Schedule, schedule
+from metier.train.optimizer import DivergedError, Learning, Masters, schedule
 from metier.train.packing import Example, Packed, pack, split_micro
 
 __all__ = ["TrainSettings", "Trainer"]
@@ -37,21 +36,17 @@ __all__ = ["TrainSettings", "Trainer"]
 _TIDY_SECONDS = 40.0  # steps of different sizes leave about 60 MB of holes each
 
 
-class TrainSettings(Settings):
-    """How weights move, whatever the objective."""
+class TrainSettings(Learning):
+    """How weights move, over how many steps."""
 
-    lr: float = Field(gt=0)
-    schedule: Schedule = "constant"
-    warmup: int = Field(default=0, ge=0)  # steps
-    steps: int = Field(ge=1)  # optimiser steps that the schedule spans
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip: float = Field(default=1.0, ge=0)  # global gradient norm; 0 for none
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
-    token_budget: int = Field(default=2400, ge=1)  # packed tokens of a micro-batch
-    optimizer: OptimizerName = "adamw"
-    checkpointing: bool = False  # compute layers twice to save memory
-    temperature: float = Field(default=1.0, gt=0)  # of log-probabilities; a policy gradient's is that of sampling
+    steps: Annotated[int, Field(ge=1)]  # optimiser steps that the schedule spans
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # of log-probabilities; a policy gradient's is that of sampling
+
+    @classmethod
+    def of(cls, learning: Learning, steps: int, temperature: float = 1.0) -> TrainSettings:
+        """What a stage or a file's settings say about learning, over so many steps."""
+        said = {name: getattr(learning, name) for name in Learning.model_fields}
+        return cls(**said, steps=steps, temperature=temperature)
 
 
 class Trainer:
@@ -90,11 +85,11 @@ class Trainer:
         self.step_number = 0  # optimiser steps taken
         self._tidied = monotonic()
 
-    def step(self, examples: Sequence[Example], *, among: int | None = None) -> dict[str, float]:
+    def step(self, examples: Sequence[Example], *, among: Sequence[Example] | None = None) -> dict[str, float]:
         """One optimiser step over all examples; returns what happened.
 
-        `among` is how many examples these were chosen from, where some had nothing to teach:
-        it counts where the objective divides by examples.
+        `among` are the examples that these were chosen from, where the others had nothing to
+        teach: the loss is the mean over all of them.
 
         Keys: loss, grad_norm, lr, tokens (shared prefixes counted for each example),
         packed_tokens (as computed), loss_tokens, seconds, tokens_per_s, mfu (see
@@ -135,20 +130,21 @@ class Trainer:
         """The loss of examples and the objective's metrics, as `step` gives them, without learning."""
         return self._losses(examples, None, learn=False)
 
-    def gradient(self, examples: Sequence[Example], *, among: int | None = None) -> dict[str, float]:
+    def gradient(self, examples: Sequence[Example], *, among: Sequence[Example] | None = None) -> dict[str, float]:
         """Add the gradient of the whole step's loss into the masters; returns loss, counts and metrics."""
         self.masters.discard()
         return self._losses(examples, among, learn=True)
 
-    def _losses(self, examples: Sequence[Example], among: int | None, *, learn: bool) -> dict[str, float]:
+    def _losses(self, examples: Sequence[Example], among: Sequence[Example] | None, *, learn: bool) -> dict[str, float]:
         useful = [e for e in examples if e.labels]
         loss_tokens = sum(e.labels for e in useful)
+        whole = examples if among is None else among
         if not loss_tokens:
             raise DataError(
                 f"no token of this batch of {len(examples)} examples carries loss; "
                 "check that conversations hold an assistant turn and that truncation keeps it"
             )
-        denominator = self.objective.denominator(loss_tokens=loss_tokens, examples=among or len(examples))
+        denominator = self.objective.denominator(loss_tokens=sum(e.labels for e in whole), examples=len(whole))
         heads = self.model.config.get_text_config().num_attention_heads
         sums = {"loss": 0.0, "packed_tokens": 0.0, "pairs": 0.0, "distinct": 0.0}
         micros = split_micro(useful, self.settings.token_budget)

@@ -17,19 +17,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from metier.base.config import Settings
 from metier.base.errors import ConfigError, MetierError
 from metier.train import workers
 
-__all__ = ["DivergedError", "Masters", "OptimizerName", "Schedule", "scattered", "schedule"]
+__all__ = ["DivergedError", "Learning", "Masters", "OptimizerName", "Schedule", "scattered", "schedule"]
 
 _SEED = 0x5CA77E12  # of no generator that weights are likely to come from
 OptimizerName = Literal["adamw", "adamw8bit"]
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Learning(Settings):
+    """How weights move, whatever they learn from: what stages of recipes and trainings from files share."""
+
+    lr: Annotated[float, Field(gt=0)]
+    schedule: Schedule = "constant"
+    warmup: Annotated[int, Field(ge=0)] = 0  # steps
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[float, Field(ge=0)] = 1.0  # global gradient norm; 0 for none
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    optimizer: OptimizerName = "adamw"
+    token_budget: Annotated[int, Field(ge=1)] = 1600  # packed tokens of one micro-batch
+    checkpointing: bool = False  # compute layers twice to save memory
 
 
 class DivergedError(MetierError):

@@ -4,11 +4,9 @@ A message is [opener] [who I am] core [who I am] [closer], then a style (as writ
 lower case, no final mark, one slip of the finger …). The core is a whole sentence of
 the desk's, or one of its parts inside a general frame.
 
-**Pools.** Every list is dealt out by position, eight lines at a time: two to `demo`, four to
-`rl`, two to `heldout`. Demonstrations are dear and show few ways to put a thing; tasks to
-try are cheap and bring more. A message takes all its words from one pool, so a held-out
-message is new in every phrase. All pools are written alike; of the lines next to those of
-`heldout`, which are often their nearest in wording, as many are in `demo` as in `rl`.
+**Pools.** Every list is dealt out by position: of each four, first and third go to
+`demo`, the second to `rl`, the fourth to `heldout`. A message takes all its words from one
+pool, so a held-out message is new in every phrase, while all pools are written alike.
 
 Slots are filled between two marks that styles leave alone, so that names, numbers and
 values always stand as the records have them.
@@ -27,12 +25,12 @@ __all__ = [
 ]  # fmt: skip
 
 Pool = Literal["demo", "rl", "heldout"]
-_DEAL: tuple[Pool, ...] = ("demo", "rl", "rl", "heldout", "rl", "rl", "demo", "heldout")
+_DEAL: tuple[Pool, Pool, Pool, Pool] = ("demo", "rl", "demo", "heldout")
 
 
 def pool_of(position: int) -> Pool:
     """The pool of the phrasing at that position of its list."""
-    return _DEAL[position % len(_DEAL)]
+    return _DEAL[position % 4]
 
 
 def dealt(lines: Sequence[str], pool: Pool) -> list[tuple[int, str]]:
@@ -160,7 +158,7 @@ OPENERS = (
     "One thing,", "Just wondering,", "I have a request.", "Something came up.",
 )  # fmt: skip
 CLOSERS = (
-    "Thanks!", "Thank you!", "Thank you very much.", "Many thanks.", "Thanks a lot.", "Cheers.", "Thanks.", "Much appreciated.",
+    "Thanks!", "Thank you!", "Thanks.", "Many thanks.", "Thanks a lot.", "Cheers.", "Thank you very much.", "Much appreciated.",
     "Thanks in advance.", "Ta.", "Thanks so much!", "I'd appreciate it.", "No rush.", "Whenever you have a moment.",
     "That would be great.", "It would help me a lot.", "Best wishes.", "Kind regards.", "Have a nice day.", "Have a good one.",
     "Sorry for the trouble.", "Sorry to be a pain.", "That's all.", "Nothing else.", "You're a star.", "Thanks for your help.",
@@ -205,8 +203,8 @@ WHO = (
 )  # fmt: skip
 REFS = (
     "{noun} {id}", "my {noun} {id}", "my {noun} number {id}", "the {noun} {id}",
-    "{id}", "{noun} number {id}", "{noun} #{id}", "{noun} no. {id}",
-    "{noun} ({id})", "the {noun} number {id}", "my {noun} (number {id})", "number {id}",
+    "{noun} #{id}", "{noun} number {id}", "{id}", "{noun} no. {id}",
+    "my {noun} (number {id})", "the {noun} number {id}", "{noun} ({id})", "number {id}",
     "{noun} with number {id}", "the {noun} with the number {id}", "my {noun} with number {id}", "{noun} nr {id}",
     "the {noun} numbered {id}", "no. {id}", "the {noun} under {id}", "my {noun} with the number {id}",
 )  # fmt: skip
