@@ -1,12 +1,15 @@
-"""The configuration of the tiny random Llama that tests train, score and sample."""
+"""The tiny random Llama that tests train, score and sample, and how to make a Llama exact in float64."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import LlamaConfig
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-__all__ = ["tiny_config"]
+__all__ = ["exact_norms", "tiny_config"]
 
 
 def tiny_config(**changes: Any) -> LlamaConfig:
@@ -21,3 +24,23 @@ def tiny_config(**changes: Any) -> LlamaConfig:
         "tie_word_embeddings": True,
     }
     return LlamaConfig(**{**sizes, **changes})
+
+
+class Norm(torch.nn.Module):
+    """RMSNorm in the dtype of its input; transformers' own rounds to float32 inside."""
+
+    def __init__(self, like: LlamaRMSNorm) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(like.weight.detach().clone())
+        self.eps = like.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+
+def exact_norms(model: PreTrainedModel) -> None:
+    """Give a Llama norms that round nothing."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LlamaRMSNorm):
+                setattr(parent, name, Norm(child))

@@ -166,7 +166,7 @@ def test_a_recipe_trains_one_adapter_through_its_stages(tiny_model: Path, tmp_pa
             {"kind": "sft", "name": "sft", "data": "demos", "lr": 1e-3, "batch": 3},
             {
                 "kind": "rl", "name": "grpo", "of": "sft", "split": "train", "steps": 2, "tasks": 2, "group": 8,
-                "lr": 1e-2, "options": {"kl": "k3", "kl_coef": 0.1, "mismatch": "none"},
+                "lr": 1e-2, "options": {"kl": "k3", "kl_coef": 0.1},
                 "sampling": {"max_turn_tokens": 2, "max_turns": 1},
             },
         ],
@@ -177,6 +177,7 @@ def test_a_recipe_trains_one_adapter_through_its_stages(tiny_model: Path, tmp_pa
     assert sft.keys() == grpo.keys()
     first, second = steps(read(done.folder), "grpo")
     assert first["groups_without_variance"] < 2
+    assert abs(second["mismatch_kl"]) < 1e-6  # the engine samples with the adapter as it is now
     assert first["reference_kl"] == pytest.approx(0.0, abs=1e-9) and second["reference_kl"] > 1e-6
     assert any(not torch.equal(sft[key], grpo[key]) for key in sft)
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,14 +18,16 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from metier.base.errors import ConfigError, DataError
+from metier.base.errors import ConfigError, DataError, ModelError
 from metier.cli import main
 from metier.models.hub import load_model, load_tokenizer
 from metier.models.renderer import get_renderer
 from metier.records.types import Message
+from metier.train.checkpoints import weights_hash
 from metier.train.data import Encoder, limited, read_rows
 from metier.train.fit import FitSettings, fit
 from metier.train.objectives import registry
+from metier.train.optimizer import DivergedError
 from metier.train.score import score
 
 WORDS = ["apple", "bread", "cheese", "dates", "eggs", "figs", "grapes", "honey"]
@@ -126,13 +129,28 @@ def test_a_process_reward_model_tells_right_steps(tiny_model: Path, tmp_path: Pa
     result = fit(settings(tiny_model, tmp_path, "process_reward", epochs=10))
     noted = json.loads((Path(result["out"]) / "metier.json").read_text())
     assert noted["metrics"]["accuracy"] == 1.0 and noted["metrics"]["right"] == 0.5
+    read = AutoModelForSequenceClassification.from_pretrained(result["out"]).eval()  # scores the last token
+    tokenizer = AutoTokenizer.from_pretrained(result["out"])
+
+    def scored(text: str) -> float:
+        return float(read(**tokenizer(text, return_tensors="pt")).logits[0, 0].detach())
+
+    for n, w in enumerate(WORDS):
+        first = f"Price of {w}?{w} is food."
+        assert scored(first) > 0 > scored(f"{first}\n{n} dollars.")
 
 
 def test_distillation_from_a_file(tiny_model: Path, tmp_path: Path) -> None:
     written(tmp_path, rows_for("sft"))
-    result = fit(settings(tiny_model, tmp_path, "distill", teacher=str(tiny_model)))
-    noted = json.loads((Path(result["out"]) / "metier.json").read_text())
-    assert abs(noted["metrics"]["divergence"]) < 1e-5  # a model is its own best student
+    teacher = fit(settings(tiny_model, tmp_path, "sft", out=str(tmp_path / "teacher"), epochs=4))["out"]
+    gaps: dict[str, list[float]] = {}
+    for name, of in (("itself", str(tiny_model)), ("another", str(teacher))):
+        out, options = str(tmp_path / name), {"beta": 0.0}
+        given = settings(tiny_model, tmp_path, "distill", teacher=of, out=out, epochs=8, options=options)
+        found = gaps.setdefault(name, [])
+        fit(given, on_event=lambda e, found=found: found.append(e["divergence"]) if e["event"] == "step" else None)
+    assert abs(gaps["itself"][0]) < 1e-5  # a model is its own best student
+    assert gaps["another"][0] > 0.01 and gaps["another"][-1] < 0.5 * gaps["another"][0], gaps
     with pytest.raises(ConfigError, match="needs a teacher"):
         fit(settings(tiny_model, tmp_path, "distill", out=str(tmp_path / "other")))
 
@@ -215,6 +233,17 @@ def test_the_end_of_a_turn_is_learned_though_it_is_the_padding_token(tiny_model:
         ("dpo", '{"prompt": "a", "chosen": "b", "rejected": "b"}', "row 1: chosen and rejected are the same"),
         ("dpo", '{"prompt": "a", "chosen": "b"}', "row 1: expected 'rejected'"),
         ("kto", '{"prompt": "a", "completion": "b", "label": "good"}', "row 1: label must be true or false"),
+        ("dpo", '{"prompt": "a", "chosen": "b", "rejected": "c", "margin": NaN}', "row 1: margin must be a number"),
+        (
+            "sft",
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": "x"}]}',
+            "row 1: the weight of a message must be a number, 0 or more, got 'x'",
+        ),
+        (
+            "sft",
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": -1}]}',
+            "row 1: the weight of a message must be a number, 0 or more, got -1",
+        ),
         ("grpo", '{"prompt": "a"}', "learns from episodes"),
         ("sftt", '{"prompt": "a"}', "nearest is 'sft'"),
     ],
@@ -238,11 +267,74 @@ def test_rows_that_are_too_long(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="row 2 has 12 tokens, more than max_length 8"):
         limited(units, 8, "error")
     kept, counts = limited(units, 8, "drop")
-    assert kept == [units[0]] and counts == {"dropped": 1, "truncated": 0, "without_labels": 0}
+    assert kept == [units[0]] and counts == {"dropped": 1, "truncated": 0, "without_labels": 0, "alike": 0}
     kept, counts = limited(units, 8, "truncate")
     assert len(kept[1][0].token_ids) == 8 and kept[1][0].labels == 6 and counts["truncated"] == 1
     with pytest.raises(DataError, match="no row is left"):
         limited(units, 2, "truncate")
+    both = {"prompt": "a b", "chosen": " c c c c d", "rejected": " c c c c e e"}  # part at their seventh token
+    pairs = [encoder.unit(both, "pair", 1), encoder.unit({**both, "rejected": " f"}, "pair", 2)]
+    kept, counts = limited(pairs, 6, "truncate")
+    assert [e.key for unit in kept for e in unit] == ["row 2 (chosen)", "row 2 (rejected)"]
+    assert counts == {"dropped": 0, "truncated": 1, "without_labels": 0, "alike": 1}
+
+
+def test_answers_in_steps_that_are_too_long(tiny_model: Path) -> None:
+    """The token behind the last step, which carries its label, is not one that a model reads."""
+    tokenizer = load_tokenizer(str(tiny_model))
+    row = {"prompt": "a b", "completions": ["c d", "e f g"], "labels": [True, False]}
+    unit = Encoder(tokenizer, get_renderer(tokenizer)).unit(row, "steps", 1)
+    n = len(unit[0].token_ids) - 1
+    assert unit[0].advantage == (1.0, 0.0)
+    kept, _ = limited([unit], n, "error", unread=1)
+    assert kept == [unit]
+    with pytest.raises(DataError, match=f"row 1 has {n} tokens, more than max_length {n - 1}"):
+        limited([unit], n - 1, "error", unread=1)
+    kept, counts = limited([unit], n - 1, "truncate", unread=1)
+    assert kept[0][0].advantage == (1.0,) and kept[0][0].labels == 1 and counts["truncated"] == 1
+
+
+def test_a_reward_is_read_off_the_last_token_of_a_row_that_is_cut(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "chosen": " good" * n, "rejected": " bad" * n} for n in (3, 30)]
+    written(tmp_path, rows)
+    events: list[dict[str, Any]] = []
+    given = settings(tiny_model, tmp_path, "reward", max_length=10, too_long="truncate")
+    assert fit(given, on_event=lambda event: events.append(event))["rows"] == 2
+    assert [e["text"] for e in events if e["event"] == "note"] == ["1 rows truncated"]
+
+
+def test_a_training_that_diverges_keeps_its_last_good_state(tiny_model: Path, tmp_path: Path) -> None:
+    written(tmp_path, rows_for("sft"))
+    with pytest.raises(
+        DivergedError, match=r"not finite at step \d+, batch of 4 examples \(row \d, row \d, row \d …\)"
+    ):
+        fit(settings(tiny_model, tmp_path, "sft", batch=4, lr=1e30, clip=0, epochs=4))
+    (state,) = (tmp_path / "out" / "state").iterdir()
+    assert (state / "state.safetensors").is_file()
+
+
+def test_a_cut_model_is_one_sentence(tiny_model: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(tiny_model, cut)
+    file = cut / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot load the model of"):
+        load_model(str(cut))
+    with pytest.raises(ModelError, match=r"model.safetensors is cut off"):
+        weights_hash(cut)
+
+
+def test_a_teacher_of_another_tokenizer(tiny_model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    noted = json.loads((other / "tokenizer.json").read_text())
+    words = noted["model"]["vocab"]
+    a, b = list(words)[500:502]
+    words[a], words[b] = words[b], words[a]
+    (other / "tokenizer.json").write_text(json.dumps(noted))
+    written(tmp_path, rows_for("sft"))
+    with pytest.raises(ModelError, match="has another tokenizer than the student"):
+        fit(settings(tiny_model, tmp_path, "distill", teacher=str(other)))
 
 
 def test_another_training_does_not_overwrite(tiny_model: Path, tmp_path: Path) -> None:
@@ -307,3 +399,9 @@ def test_other_files(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "rows.parquet") == rows == read_rows(tmp_path / "rows.json")
     with pytest.raises(DataError, match="does not exist"):
         read_rows(tmp_path / "none.jsonl")
+    (tmp_path / "bad.parquet").write_text("no table")
+    with pytest.raises(DataError, match="no Parquet file"):
+        read_rows(tmp_path / "bad.parquet")
+    (tmp_path / "latin.jsonl").write_bytes('{"text": "caf\u00e9"}'.encode("latin-1"))
+    with pytest.raises(DataError, match="is not UTF-8 text: byte 13"):
+        read_rows(tmp_path / "latin.jsonl")

@@ -1,8 +1,9 @@
-"""Losses and gradients against TRL on the same weights and the same batch, float32.
+"""Losses and gradients against TRL on the same weights and the same batch, in float32 and float64.
 
 TRL's own trainers compute theirs, from batches that their collators made or from the
-tensors that their loss takes; ours are made from the same token ids. Left out: float64, in
-which TRL's losses are computed in float32 all the same.
+tensors that their loss takes; ours are made from the same token ids. In float64 only what
+TRL itself computes in it: its trainers of the others round log-probabilities or losses to
+float32 on the way.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from metier.train.objectives.protocol import Objective
 from metier.train.objectives.registry import get_objective
 from metier.train.packing import Example
 from metier.train.score import score
+from tiny import exact_norms
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install 'metier[dev]'")
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's and accelerate's own
@@ -36,10 +38,17 @@ ROWS = [
 ]
 
 
+BOTH = pytest.mark.parametrize("models", [torch.float32, torch.float64], ids=["fp32", "fp64"], indirect=True)
+
+
 @pytest.fixture
-def models(tiny_model: Path) -> tuple[Path, PreTrainedModel, PreTrainedModel]:
+def models(tiny_model: Path, request: pytest.FixtureRequest) -> tuple[Path, PreTrainedModel, PreTrainedModel]:
     """The folder, a model of clear opinions, and a reference that differs from it."""
-    model = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation="eager")
+    dtype = getattr(request, "param", torch.float32)
+    attention = "eager" if dtype == torch.float32 else "sdpa"  # transformers' eager softmax is in float32
+    model = LlamaForCausalLM.from_pretrained(tiny_model, dtype=dtype, attn_implementation=attention)
+    if dtype == torch.float64:
+        exact_norms(model)
     reference = copy.deepcopy(model)
     with torch.no_grad():
         torch.manual_seed(1)
@@ -84,9 +93,11 @@ def ours(
 
 
 def same(found: tuple[float, Tensor], wanted: tuple[float, Tensor]) -> None:
-    assert found[0] == pytest.approx(wanted[0], rel=1e-4, abs=1e-6)
+    limit = 1e-8 if wanted[1].dtype == torch.float64 else 1e-4
+    assert found[1].dtype == wanted[1].dtype
+    assert found[0] == pytest.approx(wanted[0], rel=limit, abs=limit / 100)
     assert float(wanted[1].norm()) > 1e-6
-    assert float((found[1] - wanted[1]).norm() / wanted[1].norm()) < 1e-4
+    assert float((found[1] - wanted[1]).norm() / wanted[1].norm()) < limit
 
 
 def rows_of(ids: Tensor, seen: Tensor, own: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -204,6 +215,7 @@ def test_orpo(models: tuple[Path, PreTrainedModel, PreTrainedModel]) -> None:
     same(ours(model, get_objective("orpo", lam=0.3), made), theirs(peer, loss))
 
 
+@BOTH
 def test_simpo(models: tuple[Path, PreTrainedModel, PreTrainedModel]) -> None:
     from trl.experimental.cpo import CPOTrainer
 
@@ -249,6 +261,7 @@ def test_kto(models: tuple[Path, PreTrainedModel, PreTrainedModel], tmp_path: Pa
     same(ours(model, get_objective("kto", beta=0.3, good_weight=1.5, bad_weight=0.75), made), wanted)
 
 
+@BOTH
 @pytest.mark.parametrize(("beta", "temperature"), [(0.0, 1.0), (0.3, 1.0), (0.5, 2.0), (1.0, 1.0)])
 def test_distillation(beta: float, temperature: float, models: tuple[Path, PreTrainedModel, PreTrainedModel]) -> None:
     from trl.experimental.gkd import GKDTrainer

@@ -21,27 +21,17 @@ from metier.train.objectives.policy import PolicyGradient
 from metier.train.objectives.protocol import Objective
 from metier.train.objectives.sft import Sft
 from metier.train.packing import Example, pack, split_micro
-from tiny import tiny_config
-
-
-class Norm(torch.nn.Module):
-    def __init__(self, eps: float) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(1 + 0.1 * torch.randn(32, dtype=torch.float64))
-        self.eps = eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+from tiny import exact_norms, tiny_config
 
 
 def tiny(*, tied: bool) -> LlamaForCausalLM:
     torch.manual_seed(1)
     config = tiny_config(initializer_range=0.3, tie_word_embeddings=tied)
     model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa").double().eval()
-    for layer in model.model.layers:
-        layer.input_layernorm = Norm(1e-6)
-        layer.post_attention_layernorm = Norm(1e-6)
-    model.model.norm = Norm(1e-6)
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            weight.data += 0.1 * torch.randn_like(weight)
+    exact_norms(model)
     return model
 
 
@@ -62,8 +52,8 @@ def examples() -> list[Example]:
                 Example(
                     ids,
                     (0,) * head + (1,) * n,
-                    weight=draw.choice((0.5, 1.0, 2.0)),
-                    advantage=draw.choice((-1.5, -0.5, 0.75, 1.25)),
+                    weight=draw.choice((0.7, 1.0, 2.0)),
+                    advantage=draw.choice((-1.5, -0.5, 1 / 3, 1.25)),
                     sampler_logprobs=tuple(draw.uniform(-8, -2) for _ in range(n)),
                     old_logprobs=tuple(draw.uniform(-8, -2) for _ in range(n)),
                     reference_logprobs=tuple(draw.uniform(-8, -2) for _ in range(n)),
@@ -88,7 +78,7 @@ def plain_gradient(
         ids = torch.tensor(example.token_ids)
         logp = torch.log_softmax(model(input_ids=ids[None]).logits[0, :-1], -1)
         chosen = logp.gather(1, ids[1:, None])[:, 0][torch.tensor(example.loss_mask[1:]).bool()]
-        batch = pack([example], heads=4)
+        batch = pack([example], heads=4, dtype=torch.float64)
         share, _ = objective.loss(chosen, torch.zeros_like(chosen), batch, denominator=float(total))
         loss = loss + share
     loss.backward()

@@ -387,6 +387,9 @@ def test_schedules_by_hand() -> None:
     # (1 + cos(pi x)) / 2 at x = 0, 1/3, 2/3, 1: cos 60 degrees is 1/2
     assert [schedule("cosine", s, 3, 0) for s in range(4)] == pytest.approx([1, 0.75, 0.25, 0], abs=1e-12)
     assert schedule("linear", 0, 1, 0) == 1
+    # x = (s - 2) / 10: one up to x = 0.8, then 5 (1 - x)
+    found = [schedule("wsd", s, 12, 2) for s in (0, 1, 2, 9, 10, 11, 12)]
+    assert found == pytest.approx([0.5, 1, 1, 1, 1, 0.5, 0], abs=1e-12)
 
 
 def test_objectives_by_name() -> None:

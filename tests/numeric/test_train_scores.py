@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from metier.base.errors import ConfigError, DataError
+from metier.models.attention import hidden_states
 from metier.models.divergence import token_divergence
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.distill import Distill
@@ -144,6 +145,18 @@ def test_process_rewards_by_hand() -> None:
     loss, metrics = ProcessReward().loss(scores(math.log(3), 0.0), torch.zeros(2), batch, denominator=2.0)
     assert float(loss.detach()) == pytest.approx(-(math.log(3 / 4) + math.log(1 / 2)) / 2)
     assert metrics == {"labels": 2, "accuracy": 2, "right": 1}
+
+
+@torch.no_grad()
+def test_scores_of_a_wide_model_are_wide() -> None:
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(tiny_config(pad_token_id=0, num_labels=1)).double()
+    rows = torch.randint(1, 97, (3, 6)).tolist()
+    batch = pack([Example((*row, 0), (0,) * 6 + (1,)) for row in rows], heads=4)
+    trainer = Trainer(model, TrainSettings(lr=1e-2, steps=1), Reward())
+    hidden = hidden_states(trainer.model, batch.input_ids_T, batch.position_ids_T, batch.layout)
+    wanted = hidden[batch.source_U[batch.like_M]] @ model.score.weight.T
+    torch.testing.assert_close(trainer._values(batch)[0], wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_transformers_scores_the_token_that_was_trained(tmp_path: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
 
-from metier.models.attention import ForestLayout, Span
+from metier.base.errors import ModelError
+from metier.models.attention import ForestLayout, Span, use_layouts
+from tiny import tiny_config
 
 H, K, D = 4, 2, 3
 
@@ -65,3 +70,26 @@ def test_a_forest_attends_like_a_dense_mask_forward_and_backward(fused: bool, sp
 def test_a_parent_must_come_first() -> None:
     with pytest.raises(ValueError, match="span 0 has parent 1"):
         ForestLayout([Span(0, 2, 1), Span(2, 2)], heads=H)
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"logits_scaling": 8.0}, "logits_scaling"),
+        ({"sliding_window": 64}, "sliding_window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_window"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(given: dict[str, Any], what: str) -> None:
+    with pytest.raises(ModelError, match=f"LlamaForCausalLM with {what} is not supported"):
+        use_layouts(LlamaForCausalLM(tiny_config(**given)))
+
+
+def test_a_bias_of_the_output_layer_is_refused() -> None:
+    model = LlamaForCausalLM(tiny_config(tie_word_embeddings=False))
+    model.lm_head = torch.nn.Linear(32, 97, bias=True)
+    with pytest.raises(ModelError, match="a bias of the output layer"):
+        use_layouts(model)
+    for neutral in ({}, {"logits_scaling": 1.0}, {"sliding_window": None}, {"layer_types": ["full_attention"] * 2}):
+        use_layouts(LlamaForCausalLM(tiny_config(**neutral)))

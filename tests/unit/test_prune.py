@@ -61,3 +61,23 @@ def test_what_cannot_be_pruned_is_said(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(RunLockedError, match="prune it later"):
             prune(root)
+
+
+def test_weights_that_later_stages_may_need_stay(tmp_path: Path) -> None:
+    root = a_run(tmp_path / "run")
+    start = {"stage": "", "event": "run_start", "stages": ["sft", "grpo", "more"]}
+    (root / "events.jsonl").write_text(json.dumps(start) + "\n")
+    with pytest.raises(DataError, match="is not finished: more may start from any"):
+        prune(root, weights=True)
+    assert {p.name for p in (root / "checkpoints").iterdir()} == {"sft", "grpo"}
+    (root / "stages" / "more.json").write_text("{}")
+    prune(root, weights=True)
+    assert {p.name for p in (root / "checkpoints").iterdir()} == {"grpo"}
+
+
+def test_what_was_set_aside_goes_once_its_place_is_taken(tmp_path: Path) -> None:
+    root = a_run(tmp_path / "run")
+    for name in (".sft.old", ".best.old"):  # of sft there is a new one, of best there is not
+        (root / "checkpoints" / name).mkdir()
+    prune(root)
+    assert {p.name for p in (root / "checkpoints").iterdir()} == {"sft", "grpo", ".best.old"}

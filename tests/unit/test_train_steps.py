@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 
 from metier.base.errors import DataError, DiskFullError
 from metier.train import checkpoints
-from metier.train.checkpoints import Saver, load_state, save_model, save_state, weights_hash
+from metier.train.checkpoints import Saver, load_state, put_back, save_model, save_state, weights_hash
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.registry import get_objective
 from metier.train.objectives.sft import Sft
@@ -335,6 +335,17 @@ def test_a_torn_state_is_passed_over(tmp_path: Path, damage: str) -> None:
     (tmp_path / "state-1" / "state.json").unlink()
     with pytest.raises(DataError, match="torn"):
         load_state(trainer_of(), tmp_path)
+
+
+def test_what_a_killed_replacement_had_set_aside_is_put_back(tmp_path: Path) -> None:
+    place = tmp_path / "best"
+    (tmp_path / ".best.old").mkdir()
+    (tmp_path / ".best.old" / "metier.json").write_text("{}")
+    put_back(place)
+    assert (place / "metier.json").read_text() == "{}" and not (tmp_path / ".best.old").exists()
+    (tmp_path / ".best.old").mkdir()
+    put_back(place)  # the new one got its name before the kill
+    assert (place / "metier.json").is_file()
 
 
 def test_no_state_is_no_error_and_another_model_is(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,7 +14,7 @@ def doctor(
     folder: Annotated[
         str | None, typer.Argument(help="The folder of a run or of a training, to look for what is wrong with it.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda.")] = "cpu",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check each fast path against the slow one; or, given a folder, say what is wrong with its training.
@@ -22,9 +22,10 @@ def doctor(
     Ends with exit code 1 where something is.
     """
     if folder is None:
+        from metier.models.hub import device_of
         from metier.train.doctor import examine
 
-        checks = examine(device=device)
+        checks = examine(device=device_of(device))
         if as_json:
             print(
                 json.dumps([{"name": c.name, "error": c.error, "limit": c.limit, "passed": c.passed} for c in checks])

@@ -30,6 +30,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from metier.base.errors import ModelError
 from metier.models.lean import make_lean
 
 __all__ = ["ATTENTION", "ForestLayout", "Layout", "Span", "hidden_states", "use_layouts"]
@@ -180,15 +181,44 @@ def _bundle(spans: list[Span], context: list[int], device: torch.device | str) -
     )
 
 
+# Settings that change what a model computes outside of its layers' weights, with the value that changes nothing.
+_PASSED_OVER = {
+    "attn_logit_softcapping": 0.0,
+    "final_logit_softcapping": 0.0,
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+}
+
+
 def use_layouts(model: PreTrainedModel) -> PreTrainedModel:
     """Make a model attend by layout, and leanly, from now on; its weights stay the same.
 
     Call it through `hidden_states` from now on: without a layout its forward pass fails.
+    Raises `ModelError` where the model computes something that would be passed over.
     """
+    _check(model)
     make_lean(model)
     AttentionInterface.register(ATTENTION, _attention)
     model.config._attn_implementation = ATTENTION
     return model
+
+
+def _check(model: PreTrainedModel) -> None:
+    config = model.config.get_text_config()
+    said = [name for name, neutral in _PASSED_OVER.items() if getattr(config, name, None) not in (None, neutral)]
+    windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    if windows or (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)):
+        said.append("sliding_window")
+    head = model.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        said.append("a bias of the output layer")
+    if hasattr(head, "base_layer"):
+        said.append("an adapter on the output layer")
+    if said:
+        raise ModelError(
+            f"{type(model).__name__} with {', '.join(said)} is not supported: packed training and sampling would pass "
+            "over that; take a model or an adapter without"
+        )
 
 
 def hidden_states(model: PreTrainedModel, input_ids_T: Tensor, position_ids_T: Tensor, layout: Layout) -> Tensor:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from tqdm.std import tqdm
 from transformers import (
     AutoConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "device_of",
     "load_model",
     "load_scorer",
+    "load_teacher",
     "load_tokenizer",
     "locate",
 ]
@@ -126,6 +128,18 @@ def load_model(
         return model.eval()  # type: ignore[no-any-return]
 
 
+def load_teacher(
+    name: str, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> PreTrainedModel:
+    """A model that a student with that tokenizer learns from. Raises `ModelError` where the teacher has another one."""
+    if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
+        raise ModelError(
+            f"the teacher {name!r} has another tokenizer than the student; a student learns word by word, from a "
+            "teacher of its own tokenizer only"
+        )
+    return load_model(name, dtype=dtype, device=device)
+
+
 def _four_bits(dtype: torch.dtype) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError("loading in four bits needs the package bitsandbytes and a GPU; run: pip install bitsandbytes")
@@ -180,7 +194,7 @@ def _clear_errors(name: str, what: str) -> Iterator[None]:
         yield
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"cannot load the {what} of {name!r}: {first} "

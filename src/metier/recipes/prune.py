@@ -14,6 +14,7 @@ from pathlib import Path
 
 from metier.base.errors import DataError
 from metier.base.lock import only_one
+from metier.records.events import read
 
 __all__ = ["prune"]
 
@@ -23,7 +24,8 @@ def prune(folder: str | Path, *, weights: bool = False, dry_run: bool = False) -
 
     That is: states of finished stages and what a killed process left half written; with
     `weights` also the checkpoints of all stages but the last that made one. Raises
-    `DataError` where the folder holds no run and `RunLockedError` while it is at work.
+    `DataError` where the folder holds no run, or `weights` are wanted of one that is not
+    finished, and `RunLockedError` while it is at work.
     """
     root = Path(folder)
     if not (root / "run.json").is_file():
@@ -31,14 +33,27 @@ def prune(folder: str | Path, *, weights: bool = False, dry_run: bool = False) -
     with only_one(root, "prune it later"):
         finished = {path.stem for path in (root / "stages").glob("*.json")}
         places = [path for path in (root / "state").glob("*") if path.name in finished]
-        places += [path for name in ("*.partial", "*.old") for path in root.rglob(f".{name}")]
+        places += root.rglob(".*.partial")
+        places += [path for path in root.rglob(".*.old") if path.with_name(path.name[1:-4]).exists()]
         if weights:
+            left = [name for name in _stages(root) if name not in finished]
+            if left:
+                raise DataError(
+                    f"{root} is not finished: {', '.join(left)} may start from any of its checkpoints; run it to its "
+                    "end with the same command, or prune without --weights"
+                )
             places += _made(root)[:-1]
         freed = {str(path): _size(path) for path in places}
         if not dry_run:
             for path in places:
                 shutil.rmtree(path, ignore_errors=True)
     return freed
+
+
+def _stages(root: Path) -> list[str]:
+    """The names of the run's stages, as its last start gave them."""
+    starts = [event["stages"] for event in read(root) if event["event"] == "run_start"]
+    return list(starts[-1]) if starts else []
 
 
 def _made(root: Path) -> list[Path]:

@@ -2,7 +2,8 @@
 
 What a step learns from depends on the method: a policy gradient from advantages of all
 episodes; `rejection` from those that succeeded; `best_of_n` from the best of each group;
-`online_dpo` from the best of each group against its worst. Everything else is shared.
+`online_dpo` from the best of each group against its worst; `distill` from what a teacher
+would have said at each word of all. Everything else is shared.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from metier.base.clock import monotonic, now
 from metier.base.ids import derive_id
@@ -22,6 +26,7 @@ from metier.evaluate.suites import evaluate, summary
 from metier.feedback.rewards import RewardPolicy
 from metier.feedback.verify import verify_episodes
 from metier.models.adapters import adapter_weights, has_adapter, holding
+from metier.models.hub import load_teacher
 from metier.models.values import add_value_head, drop_value_head
 from metier.recipes.context import Context
 from metier.recipes.learning import in_blocks, publish, saver_of
@@ -68,14 +73,16 @@ def reinforce(context: Context, settings: Rl) -> Mapping[str, Any]:
     if objective.output == "actor_critic":
         add_value_head(model)
     steps = settings.steps * settings.updates
-    trainer = Trainer(model, TrainSettings.of(settings, steps, settings.temperature), objective)
+    learning = TrainSettings.of(settings, steps, settings.temperature)
+    trainer = Trainer(model, learning, objective, teacher=_teacher(context, settings, model))
     wants_reference = objective.needs_reference or settings.reward.kl > 0
     reference = _reference(context, settings, trainer) if wants_reference else None
     saver = saver_of(context, settings.name, trainer)
     metrics: dict[str, float] = {}
     while trainer.step_number < steps:
         step = trainer.step_number // settings.updates
-        metrics = _step(context, settings, trainer, step, supply, reference)
+        with saver.rescuing() if settings.updates == 1 else nullcontext():  # a step's part is no place to go on from
+            metrics = _step(context, settings, trainer, step, supply, reference)
         context.emit(settings.name, "step", step=step + 1, steps=settings.steps, **metrics)
         if settings.eval_every and (step + 1) % settings.eval_every == 0 and step + 1 < settings.steps:
             _look(context, settings, trainer, step + 1)
@@ -112,6 +119,13 @@ class _Supply:
         s = self.settings
         start = s.steps * s.tasks + (step * s.rounds + round_ - 1) * s.tasks
         return self.tasks[start : start + s.tasks]
+
+
+def _teacher(context: Context, settings: Rl, model: PreTrainedModel) -> PreTrainedModel | None:
+    """Whom the policy learns from, where its own words are judged by another model's."""
+    if settings.teacher is None:
+        return None
+    return load_teacher(settings.teacher, context.tokenizer, dtype=model.dtype, device=str(model.device))
 
 
 def _reference(context: Context, settings: Rl, trainer: Trainer) -> Scorer:
@@ -366,10 +380,16 @@ def _pairs(lesson: Lesson) -> list[Example]:
     return chosen
 
 
+def _all(lesson: Lesson) -> list[Example]:
+    """Every episode."""
+    return [e for _, own in lesson for e in own if e.labels]
+
+
 _LESSONS: Mapping[str, Callable[[Lesson], list[Example]]] = {
     "rejection": _won,
     "best_of_n": _best,
     "online_dpo": _pairs,
+    "distill": _all,
 }
 
 

@@ -37,7 +37,7 @@ __all__ = [
 
 BASE = "base"
 # Methods of an `rl` stage beside the policy gradients, and the objective that each learns by.
-SELECTING = {"rejection": "sft", "best_of_n": "sft", "online_dpo": "dpo"}
+SELECTING = {"rejection": "sft", "best_of_n": "sft", "online_dpo": "dpo", "distill": "distill"}
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -142,8 +142,9 @@ class Rl(Learning):
     name: str
     of: str
     split: str
-    method: str = "grpo"  # a policy gradient's name, or rejection, best_of_n, online_dpo
-    options: dict[str, Any] = Field(default_factory=dict)  # of the policy gradient, or of dpo
+    method: str = "grpo"  # a policy gradient's name, or rejection, best_of_n, online_dpo, distill
+    options: dict[str, Any] = Field(default_factory=dict)  # of the policy gradient, of dpo or of distill
+    teacher: str | None = None  # of distill: a model with the same tokenizer
     advantage: Literal["group", "group_unscaled", "leave_one_out", "batch"] | None = None  # the method's unless told
     steps: Positive
     tasks: Positive = 8  # per step
@@ -167,6 +168,8 @@ class Rl(Learning):
             raise ValueError(
                 f"there is no method {self.method!r}{did_you_mean(self.method, known)} Known: {', '.join(known)}"
             )
+        if (self.method == "distill") != (self.teacher is not None):
+            raise ValueError(f"{self.method} {'needs a' if self.teacher is None else 'takes no'} teacher")
         if self.objective == "sft" and self.options:
             raise ValueError(f"{self.method} takes no options")
         if not self.gradient and (self.advantage or self.reward.kl):
@@ -176,7 +179,7 @@ class Rl(Learning):
         get_objective(self.objective, **self.options)
         if self.gradient and not self.sampling.temperature:
             raise ValueError(f"{self.method} learns from draws: 'sampling.temperature' must be above 0")
-        alone = self.method == "rejection" or (self.gradient and self.advantage_kind in ("batch", "gae"))
+        alone = self.method in ("rejection", "distill") or (self.gradient and self.advantage_kind in ("batch", "gae"))
         if not alone and self.group < 2:
             raise ValueError(f"{self.method} compares siblings: 'group' must be at least 2")
         return self

@@ -237,7 +237,8 @@ def _sft(context: Context, settings: Sft) -> Mapping[str, Any]:
     while trainer.step_number < steps:
         step = trainer.step_number
         epoch, place = divmod(step, per_epoch)
-        metrics = trainer.step(ordered(epoch)[place * settings.batch : (place + 1) * settings.batch])
+        with saver.rescuing():
+            metrics = trainer.step(ordered(epoch)[place * settings.batch : (place + 1) * settings.batch])
         context.emit(settings.name, "step", step=step + 1, steps=steps, **metrics, ends_in_loss=ends)
         saver.after_step()
     saver.finish()

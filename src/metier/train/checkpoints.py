@@ -30,12 +30,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from metier.base.clock import monotonic
-from metier.base.errors import DataError, DiskFullError
+from metier.base.errors import DataError, DiskFullError, ModelError
 from metier.models.adapters import fingerprint, has_adapter, merged
 from metier.models.hub import load_tokenizer
 from metier.train.loop import Trainer
+from metier.train.optimizer import DivergedError
 
-__all__ = ["Saver", "export", "load_state", "save_model", "save_state", "weights_hash"]
+__all__ = ["Saver", "export", "load_state", "put_back", "save_model", "save_state", "weights_hash"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _NUMBER = "number."  # before the name of what is no tensor
@@ -105,8 +106,11 @@ def weights_hash(folder: str | Path) -> str:
     """
     place: dict[str, Path] = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            place.update(dict.fromkeys(file.keys(), path))
+        try:
+            with safe_open(path, framework="pt") as file:
+                place.update(dict.fromkeys(file.keys(), path))
+        except SafetensorError as error:
+            raise ModelError(f"{path} is cut off or no safetensors file ({error}); take another copy") from error
     if not place:
         raise DataError(f"{folder} holds no safetensors file; give a folder in Hugging Face layout")
     digest = hashlib.sha256()
@@ -189,6 +193,16 @@ class Saver:
             self._thread = threading.Thread(target=self._write, args=(self.trainer.step_number,), name="metier-save")
             self._thread.start()
 
+    @contextmanager
+    def rescuing(self) -> Iterator[None]:
+        """Write the state where a step diverges: its weights are the last good ones."""
+        try:
+            yield
+        except DivergedError:
+            self.finish()
+            save_state(self.trainer, self.folder, keep=self.keep)
+            raise
+
     def finish(self) -> None:
         """Wait for the state that is being written. Raises what went wrong with it."""
         thread, self._thread = self._thread, None
@@ -250,7 +264,8 @@ def _restore(trainer: Trainer, tensors: dict[str, Tensor], place: Path) -> None:
 def _written(place: Path) -> Iterator[Path]:
     """A new folder that takes the name `place` when its block ends well, and goes away when not."""
     partial = place.with_name(f".{place.name}.partial")
-    aside = place.with_name(f".{place.name}.old")
+    aside = _aside(place)
+    put_back(place)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -267,6 +282,17 @@ def _written(place: Path) -> Iterator[Path]:
                 f"the disk has no room for {place}; what was saved before is kept. Free some space and resume"
             ) from error
         raise
+
+
+def put_back(place: Path) -> None:
+    """Give a folder its name again that a killed process had set aside to replace it."""
+    aside = _aside(place)
+    if aside.is_dir() and not place.exists():
+        aside.rename(place)
+
+
+def _aside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.old")
 
 
 def _disk_full(error: BaseException) -> bool:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from metier.records.types import Message, Tool
 from metier.train.objectives.protocol import Kind
 from metier.train.packing import Example
 
-__all__ = ["Encoder", "TooLong", "limited", "read_rows"]
+__all__ = ["Encoder", "TooLong", "limited", "read_rows", "scored_at_end"]
 
 TooLong = Literal["error", "drop", "truncate"]
 _AFTER = 0  # a token id that stands behind the last scored token; no model reads it
@@ -45,15 +46,19 @@ def read_rows(path: str | Path) -> list[Mapping[str, Any]]:
     if not path.is_file():
         raise DataError(f"data file {path} does not exist")
     if path.suffix == ".parquet":
+        import pyarrow
         import pyarrow.parquet
 
-        rows: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
+        try:
+            rows: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
+        except pyarrow.ArrowException as error:
+            raise DataError(f"{path} is no Parquet file that can be read: {error}") from error
     elif path.suffix == ".json":
-        rows = _read_json(path.read_text(encoding="utf-8"), str(path))
+        rows = _read_json(_read_text(path), str(path))
         if not isinstance(rows, list):
             raise DataError(f"{path}: expected a list of rows")
     else:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = _read_text(path).splitlines()
         rows = [_read_json(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
@@ -61,6 +66,13 @@ def read_rows(path: str | Path) -> list[Mapping[str, Any]]:
     if not rows:
         raise DataError(f"{path} has no rows; give at least one")
     return rows
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: byte {error.start} cannot be read; save it as UTF-8") from error
 
 
 def _read_json(text: str, where: str) -> Any:
@@ -71,37 +83,42 @@ def _read_json(text: str, where: str) -> Any:
 
 
 def limited(
-    units: Sequence[Sequence[Example]], max_length: int, too_long: TooLong
+    units: Sequence[Sequence[Example]], max_length: int, too_long: TooLong, *, unread: int = 0
 ) -> tuple[list[list[Example]], dict[str, int]]:
     """Apply a limit of tokens by the stated policy; returns what is left, and counts of what was done.
 
     A unit (one example, or the two sides of a pair) is dropped whole. `truncate` cuts the
-    end off, and drops units in which a side has no label left. Raises `DataError` under
-    `error`, and where nothing is left.
+    end off, and drops units in which a side has no label left or that have become alike.
+    `unread` tokens at the end of each example, which no model reads, do not count. Raises
+    `DataError` under `error`, and where nothing is left.
     """
     kept: list[list[Example]] = []
-    counts = {"dropped": 0, "truncated": 0, "without_labels": 0}
+    counts = {"dropped": 0, "truncated": 0, "without_labels": 0, "alike": 0}
     for unit in units:
         longest = max(unit, key=lambda e: len(e.token_ids))
-        if len(longest.token_ids) > max_length:
+        tokens = len(longest.token_ids) - unread
+        if tokens > max_length:
             if too_long == "error":
                 raise DataError(
-                    f"{longest.key} has {len(longest.token_ids)} tokens, more than max_length {max_length}; raise it, "
+                    f"{longest.key} has {tokens} tokens, more than max_length {max_length}; raise it, "
                     "or set too_long to 'drop' or 'truncate'"
                 )
             if too_long == "drop":
                 counts["dropped"] += 1
                 continue
-            unit = [_cut(example, max_length) for example in unit]
-            counts["truncated"] += 1
-        if all(example.labels for example in unit):
-            kept.append(list(unit))
-        else:
+            unit = [_cut(example, max_length + unread) for example in unit]
+        if not all(example.labels for example in unit):
             counts["without_labels"] += 1
+        elif len({example.token_ids for example in unit}) < len(unit):
+            counts["alike"] += 1
+        else:
+            kept.append(list(unit))
+            counts["truncated"] += tokens > max_length
     if not kept:
         raise DataError(
             f"no row is left to train on: {counts['dropped']} too long, {counts['without_labels']} without a token "
-            "that carries loss; check max_length, and that rows hold an assistant turn"
+            f"that carries loss, {counts['alike']} pairs of equal sides; check max_length, and that rows hold an "
+            "assistant turn"
         )
     return kept, counts
 
@@ -109,8 +126,17 @@ def limited(
 def _cut(example: Example, length: int) -> Example:
     mask = example.loss_mask[:length]
     labels = sum(map(bool, mask))
-    weight = example.weight[:labels] if isinstance(example.weight, tuple) else example.weight
-    return replace(example, token_ids=example.token_ids[:length], loss_mask=mask, weight=weight)
+
+    def cut(given: float | tuple[float, ...]) -> float | tuple[float, ...]:
+        return given[:labels] if isinstance(given, tuple) else given
+
+    return replace(
+        example,
+        token_ids=example.token_ids[:length],
+        loss_mask=mask,
+        weight=cut(example.weight),
+        advantage=cut(example.advantage),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +146,15 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
 
-    def unit(self, row: Mapping[str, Any], kind: Kind, number: int, *, scored: bool = False) -> list[Example]:
+    def unit(self, row: Mapping[str, Any], kind: Kind, number: int) -> list[Example]:
         """The examples of one row: one, or the better and the worse side of a pair.
 
-        Where examples are to be `scored`, their only label stands after their last token, so
-        that the score is read off that token. Raises `DataError` naming the row and what it
-        lacks.
+        Raises `DataError` naming the row and what it lacks.
         """
         where = f"row {number}"
         try:
             if kind == "pair":
-                sides = self._pair(row, where)
-                return [_scored_at_end(side) for side in sides] if scored else sides
+                return self._pair(row, where)
             if kind == "steps":
                 return [replace(self._steps(row), key=where)]
             if kind == "judged":
@@ -164,7 +187,7 @@ class Encoder:
         if better == worse:
             raise DataError("chosen and rejected are the same; a pair needs two different answers")
         margin = row.get("margin", 0.0)
-        if not isinstance(margin, (int, float)):
+        if not _finite(margin):
             raise DataError(f"margin must be a number, got {margin!r}")
         return [
             replace(
@@ -217,7 +240,7 @@ class Encoder:
     def _conversation(self, raw: Any, row: Mapping[str, Any]) -> Example:
         messages, tools = _messages(raw), _tools(row)
         rendered = self.renderer.render(messages, tools)
-        weights = [float(m.get("weight", 1)) for m in raw if m.get("role") == "assistant"]
+        weights = [_weight(m) for m in raw if m.get("role") == "assistant"]
         if all(w == 1 for w in weights):
             return Example(rendered.token_ids, rendered.loss_mask)
         turns = [len(list(run)) for own, run in itertools.groupby(rendered.loss_mask) if own]
@@ -240,7 +263,8 @@ class Encoder:
         return () if end is None else (int(end),)
 
 
-def _scored_at_end(example: Example) -> Example:
+def scored_at_end(example: Example) -> Example:
+    """The same tokens with one label, behind the last of them, so that a score is read off that token."""
     n = len(example.token_ids)
     return replace(example, token_ids=(*example.token_ids, _AFTER), loss_mask=(0,) * n + (1,))
 
@@ -249,6 +273,18 @@ def _needed(row: Mapping[str, Any], key: str) -> Any:
     if row.get(key) is None:
         raise DataError(f"expected {key!r}; it has {', '.join(row) or 'nothing'}")
     return row[key]
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _weight(message: Mapping[str, Any]) -> float:
+    """The factor of a turn's loss."""
+    weight = message.get("weight", 1)
+    if not _finite(weight) or weight < 0:
+        raise DataError(f"the weight of a message must be a number, 0 or more, got {weight!r}")
+    return float(weight)
 
 
 def _messages(raw: Any) -> list[Message]:

@@ -32,12 +32,12 @@ from metier.base.lock import only_one
 from metier.base.memory import keep_freed_memory
 from metier.base.seeds import rng_for
 from metier.models.adapters import Adapter, add_adapter, has_adapter
-from metier.models.hub import Device, device_of, load_model, load_scorer, load_tokenizer
+from metier.models.hub import Device, device_of, load_model, load_scorer, load_teacher, load_tokenizer
 from metier.models.renderer import get_renderer
 from metier.records.events import EventLog, Listener
 from metier.train import workers
-from metier.train.checkpoints import Saver, save_model
-from metier.train.data import Encoder, TooLong, limited, read_rows
+from metier.train.checkpoints import Saver, put_back, save_model
+from metier.train.data import Encoder, TooLong, limited, read_rows, scored_at_end
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.preferences import kto_point
 from metier.train.objectives.protocol import Objective
@@ -129,8 +129,12 @@ def _fit(
     scored = objective.output == "scores"
 
     def encoded(some: Sequence[Mapping[str, Any]]) -> tuple[list[list[Example]], dict[str, int]]:
-        made = [encoder.unit(row, objective.rows, number, scored=scored) for number, row in enumerate(some, 1)]
-        return limited(made, settings.max_length, settings.too_long)
+        made = [encoder.unit(row, objective.rows, number) for number, row in enumerate(some, 1)]
+        unread = int(objective.rows == "steps")  # a step's label stands behind it
+        units, counts = limited(made, settings.max_length, settings.too_long, unread=unread)
+        if scored and objective.rows == "pair":
+            units = [[scored_at_end(example) for example in unit] for unit in units]
+        return units, counts
 
     units, counts = encoded(rows)
     held = encoded(held_rows)[0] if held_rows else []
@@ -162,6 +166,8 @@ def _fit(
             objective,
             teacher=teacher,
         )
+        if workers.leads():
+            put_back(out / "best")
         saver = Saver(trainer, out / "state", settings.save_seconds, keep=settings.keep_states)
         if saver.resume():
             log.emit(STAGE, "note", text=f"continues after step {trainer.step_number}")
@@ -194,7 +200,8 @@ def _fit(
             order = list(range(len(units)))
             rng_for(settings.seed, "train", epoch).shuffle(order)
             chosen = order[place * settings.batch : (place + 1) * settings.batch]
-            metrics = trainer.step(_batch(trainer, learned, chosen, settings))
+            with saver.rescuing() if workers.leads() else nullcontext():
+                metrics = trainer.step(_batch(trainer, learned, chosen, settings))
             log.emit(STAGE, "step", step=step + 1, steps=steps, **metrics, **ends)
             if workers.leads():
                 saver.after_step()
@@ -254,7 +261,7 @@ def _kept_loss(folder: Path) -> float:
 
 
 def _teacher(settings: FitSettings, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
-    """The teacher where the objective has one. Raises `ConfigError` where it, or the same tokenizer, is missing."""
+    """The teacher where the objective has one. Raises `ConfigError` where it is missing, or not wanted."""
     if objective.output != "divergence":
         if settings.teacher is not None:
             raise ConfigError(f"objective {settings.objective!r} takes no teacher")
@@ -263,12 +270,8 @@ def _teacher(settings: FitSettings, objective: Objective, tokenizer: PreTrainedT
         raise ConfigError(
             f"objective {settings.objective!r} needs a teacher; set teacher to a model of the same tokenizer"
         )
-    if load_tokenizer(settings.teacher).get_vocab() != tokenizer.get_vocab():
-        raise ConfigError(
-            f"{settings.teacher!r} and {settings.model!r} have different tokenizers; a student learns word by word "
-            "from a teacher of its own tokenizer only"
-        )
-    return load_model(settings.teacher, dtype=getattr(torch, settings.dtype), device=device_of(settings.device))
+    dtype, device = getattr(torch, settings.dtype), device_of(settings.device)
+    return load_teacher(settings.teacher, tokenizer, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, slots=True)

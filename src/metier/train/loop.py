@@ -98,7 +98,8 @@ class Trainer:
         untouched, when loss or gradient is not finite.
         """
         began = monotonic()
-        where = f" at step {self.step_number + 1}, batch of {len(examples)} examples"
+        named = ", ".join([e.key for e in examples if e.key][:3])
+        where = f" at step {self.step_number + 1}, batch of {len(examples)} examples{named and f' ({named} …)'}"
         sums = self.gradient(examples, among=among)
         if not math.isfinite(sums["loss"]):
             self.masters.discard()
@@ -149,7 +150,7 @@ class Trainer:
         sums = {"loss": 0.0, "packed_tokens": 0.0, "pairs": 0.0, "distinct": 0.0}
         micros = split_micro(useful, self.settings.token_budget)
         for micro in micros[workers.rank() :: workers.count()]:
-            batch = pack(micro, heads=heads, device=self.model.device)
+            batch = pack(micro, heads=heads, device=self.model.device, dtype=_wide(self.model.dtype))
             values_M, entropy_M = self._values(batch)
             loss, metrics = self.objective.loss(values_M, entropy_M, batch, denominator=denominator)
             if learn:
@@ -185,7 +186,8 @@ class Trainer:
         hidden_TE = hidden_states(self.model, batch.input_ids_T, batch.position_ids_T, batch.layout)
         hidden_UE = hidden_TE.index_select(0, batch.source_U)
         if self.objective.output == "scores":
-            scores_UK = hidden_UE.float() @ self.model.score.weight.float().T  # type: ignore[union-attr, operator]
+            wide = _wide(hidden_UE.dtype)
+            scores_UK = hidden_UE.to(wide) @ self.model.score.weight.to(wide).T  # type: ignore[union-attr, operator]
             return scores_UK, scores_UK.new_zeros(len(scores_UK))
         head_VE = self.model.get_output_embeddings().weight
         if self.teacher is None:
@@ -207,3 +209,8 @@ class Trainer:
             temperature=self.objective.temperature,
         )
         return divergence_U, torch.zeros_like(divergence_U.detach())
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """What losses of a model of that dtype are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

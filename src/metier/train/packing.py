@@ -92,8 +92,8 @@ class Packed:
     targets_U: Tensor  # the label's token id
     like_M: Tensor  # index into U of the label's source and target
     example_M: Tensor  # index of the label's example
-    weight_M: Tensor  # float32
-    advantage_M: Tensor  # float32
+    weight_M: Tensor  # of the dtype that the loss is computed in
+    advantage_M: Tensor  # likewise
     sampler_logprobs_M: Tensor  # float64; NaN where nobody sampled the label
     old_logprobs_M: Tensor  # float64; NaN where they are those of now
     reference_logprobs_M: Tensor  # float64; NaN where there is no reference
@@ -121,8 +121,16 @@ class Packed:
         return self.sums(values_M) / self.labels_B
 
 
-def pack(examples: Sequence[Example], *, heads: int, device: torch.device | str = "cpu") -> Packed:
+def pack(
+    examples: Sequence[Example],
+    *,
+    heads: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Packed:
     """Lay examples out as a forest of spans; `heads` is the model's number of query heads.
+
+    `dtype` is that of weights and advantages.
 
     Raises `DataError` when no example holds a label.
     """
@@ -165,8 +173,8 @@ def pack(examples: Sequence[Example], *, heads: int, device: torch.device | str 
         targets_U=whole(target[first]),
         like_M=whole(like),
         example_M=whole(np.repeat(np.arange(len(examples)), labels_of)),
-        weight_M=per_label("weight", torch.float32),
-        advantage_M=per_label("advantage", torch.float32),
+        weight_M=per_label("weight", dtype),
+        advantage_M=per_label("advantage", dtype),
         sampler_logprobs_M=per_label("sampler_logprobs", torch.float64),
         old_logprobs_M=per_label("old_logprobs", torch.float64),
         reference_logprobs_M=per_label("reference_logprobs", torch.float64),
