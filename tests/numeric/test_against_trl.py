@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -109,11 +110,14 @@ def rows_of(ids: Tensor, seen: Tensor, own: Tensor) -> list[tuple[tuple[int, ...
 
 
 @pytest.mark.parametrize(
-    ("kind", "smoothing"), [("sigmoid", 0.0), ("robust", 0.1), ("hinge", 0.0), ("ipo", 0.0)], ids=lambda v: str(v)
+    ("kind", "smoothing", "sft"),
+    [("sigmoid", 0.0, 0.0), ("robust", 0.1, 0.0), ("hinge", 0.0, 0.0), ("ipo", 0.0, 0.0), ("sigmoid", 0.0, 0.7)],
+    ids=str,
 )
 def test_dpo(
-    kind: str, smoothing: float, models: tuple[Path, PreTrainedModel, PreTrainedModel], tmp_path: Path
+    kind: str, smoothing: float, sft: float, models: tuple[Path, PreTrainedModel, PreTrainedModel], tmp_path: Path
 ) -> None:
+    """With an SFT term on one pair: TRL's is a mean over the tokens of a batch, ours over each answer's and answers."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -123,8 +127,14 @@ def test_dpo(
     trainer = DPOTrainer(
         peer,
         ref_model=copy.deepcopy(reference),
-        args=DPOConfig(**common(tmp_path), beta=0.3, loss_type=[kind], label_smoothing=smoothing),
-        train_dataset=Dataset.from_list(ROWS),
+        args=DPOConfig(
+            **common(tmp_path),
+            beta=0.3,
+            label_smoothing=smoothing,
+            loss_type=[kind, "sft"] if sft else [kind],
+            loss_weights=[1.0, sft] if sft else None,
+        ),
+        train_dataset=Dataset.from_list(ROWS[1:2] if sft else ROWS),
         processing_class=tokenizer,
     )
     batch = next(iter(trainer.get_train_dataloader()))
@@ -133,14 +143,8 @@ def test_dpo(
     half = len(rows) // 2
     made = [Example(ids, mask, unit=str(n % half), target=float(n < half)) for n, (ids, mask) in enumerate(rows)]
     found = score(copy.deepcopy(reference), made)
-    made = [_replace(e, reference_logprobs=p) for e, p in zip(made, found, strict=True)]
-    same(ours(model, get_objective("dpo", kind=kind, beta=0.3, smoothing=smoothing), made), wanted)
-
-
-def _replace(example: Example, **fields: Any) -> Example:
-    import dataclasses
-
-    return dataclasses.replace(example, **fields)
+    made = [replace(e, reference_logprobs=p) for e, p in zip(made, found, strict=True)]
+    same(ours(model, get_objective("dpo", kind=kind, beta=0.3, smoothing=smoothing, sft_coef=sft), made), wanted)
 
 
 def test_sft_packed_and_masked(models: tuple[Path, PreTrainedModel, PreTrainedModel], tmp_path: Path) -> None:
@@ -257,7 +261,7 @@ def test_kto(models: tuple[Path, PreTrainedModel, PreTrainedModel], tmp_path: Pa
     swapped = [Example(ids, mask) for ids, mask in others]
     point = kto_point(score(copy.deepcopy(model), swapped), score(copy.deepcopy(reference), swapped))
     fixed = score(copy.deepcopy(reference), made)
-    made = [_replace(e, reference_logprobs=p, margin=point) for e, p in zip(made, fixed, strict=True)]
+    made = [replace(e, reference_logprobs=p, margin=point) for e, p in zip(made, fixed, strict=True)]
     same(ours(model, get_objective("kto", beta=0.3, good_weight=1.5, bad_weight=0.75), made), wanted)
 
 
@@ -308,6 +312,53 @@ def test_reward(tiny_model: Path, tmp_path: Path) -> None:
     same(ours(load_scorer(str(tmp_path / "scorer")), get_objective("reward"), made), wanted)
 
 
+def shaken(row: tuple[float, ...]) -> tuple[float, ...]:
+    """Log-probabilities a little off."""
+    return tuple(p + 0.3 * float(x) for p, x in zip(row, torch.randn(len(row)), strict=True))
+
+
+def test_rloo(models: tuple[Path, PreTrainedModel, PreTrainedModel], tmp_path: Path) -> None:
+    """The gradient alone, where the episodes are of the policy: TRL's loss takes the ratio of whole episodes there,
+    whose value differs from ours, a sum over tokens, by their lengths."""
+    from datasets import Dataset
+    from trl import RLOOConfig, RLOOTrainer
+
+    folder, model, _ = models
+    peer = copy.deepcopy(model)
+    trainer = RLOOTrainer(
+        peer,
+        reward_funcs=lambda completions, **_: [0.0 for _ in completions],
+        args=RLOOConfig(**{**common(tmp_path), "num_generations": 3}),
+        train_dataset=Dataset.from_list([{"prompt": r["prompt"]} for r in ROWS]),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+    )
+    torch.manual_seed(3)
+    prompt, n, advantages = torch.randint(3, 400, (5,)), 6, [1.5, -0.5, 0.75]
+    completions = torch.randint(3, 400, (3, n))
+    made = [
+        Example((*prompt.tolist(), *c.tolist()), (0,) * 5 + (1,) * n, advantage=a)
+        for c, a in zip(completions, advantages, strict=True)
+    ]
+    now = score(copy.deepcopy(model), made)
+    inputs = {
+        "prompt_ids": prompt.expand(3, -1),
+        "prompt_mask": torch.ones(3, 5, dtype=torch.long),
+        "completion_ids": completions,
+        "completion_mask": torch.ones(3, n, dtype=torch.long),
+        "advantages": torch.tensor(advantages),
+        "old_logps": torch.tensor([sum(row) for row in now]),
+    }
+    peer.train()
+    _, wanted = theirs(peer, lambda: trainer._compute_loss(peer, inputs))
+    loss, found = ours(
+        model,
+        get_objective("rloo", mismatch="none"),
+        [replace(e, old_logprobs=p) for e, p in zip(made, now, strict=True)],
+    )
+    assert loss == pytest.approx(-sum(advantages) * n / 3, rel=1e-4)
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-4
+
+
 CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "grpo": ({"loss_type": "grpo"}, "grpo", {}),
     "grpo with kl": (
@@ -318,6 +369,8 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "dapo": ({"loss_type": "dapo", "epsilon_high": 0.28}, "dapo", {}),
     "dr_grpo": ({"loss_type": "dr_grpo", "max_completion_length": 32}, "dr_grpo", {"length": 32}),
     "cispo": ({"loss_type": "cispo", "epsilon_high": 5.0}, "cispo", {}),
+    "truncated importance sampling": ({"loss_type": "grpo"}, "grpo", {"cap": 1.1, "mismatch": "truncate"}),
+    "masked importance sampling": ({"loss_type": "grpo"}, "grpo", {"cap": 1.1, "mismatch": "mask"}),
     "gspo": (
         {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
         "gspo",
@@ -354,11 +407,12 @@ def test_policy_gradients(case: str, models: tuple[Path, PreTrainedModel, PreTra
         for c, a in zip(completions, advantages, strict=True)
     ]  # fmt: skip
     now = score(copy.deepcopy(model), made)
-    old = [tuple(p + 0.3 * float(x) for p, x in zip(row, torch.randn(len(row)), strict=True)) for row in now]
+    old = [shaken(row) for row in now]
+    drawn = [shaken(row) for row in old] if "mismatch" in options else old
     fixed = score(copy.deepcopy(reference), made)
     made = [
-        _replace(e, old_logprobs=o, sampler_logprobs=o, reference_logprobs=f)
-        for e, o, f in zip(made, old, fixed, strict=True)
+        replace(e, old_logprobs=o, sampler_logprobs=d, reference_logprobs=f)
+        for e, o, d, f in zip(made, old, drawn, fixed, strict=True)
     ]
     widest = max(lengths)
 
@@ -375,6 +429,14 @@ def test_policy_gradients(case: str, models: tuple[Path, PreTrainedModel, PreTra
         "ref_per_token_logps": filled(fixed),
         "num_items_in_batch": torch.tensor(sum(lengths)),
     }
+    if "mismatch" in options:  # TRL corrects where vLLM sampled, by factors that its sampling has made
+        ratio, cap = (filled(old) - filled(drawn)).exp(), options["cap"]
+        assert (ratio > cap).any() and (ratio < 1 / cap).any()
+        kept = (
+            ratio.clamp(max=cap) if options["mismatch"] == "truncate" else ratio * ((ratio <= cap) & (ratio >= 1 / cap))
+        )
+        inputs["importance_sampling_ratio"] = kept
+        trainer.use_vllm, trainer.vllm_importance_sampling_correction = True, True
     peer.train()
     trainer.args.steps_per_generation = 1
     wanted = theirs(peer, lambda: trainer._compute_loss(peer, inputs))

@@ -101,10 +101,16 @@ def test_the_demonstration_is_the_gold_conversation(split: str) -> None:
         assert messages[-1].role == "assistant" and messages[-1].content
         for said in (m for m in messages if m.role == "assistant"):
             assert said.content or said.tool_calls
-            if said.tool_calls and ":" in said.content:  # it weighs the rule before it acts
+            if "allowed, so " in said.content:  # it weighs the rule before it acts
                 act = said.tool_calls[0].name
                 allowed = ": not allowed, so " if act == "decline" else ": allowed, so "
                 assert said.content.endswith(f"{allowed}{act}.")
+        called = [m for m in messages if m.tool_calls]
+        assert [m.content.startswith("Asked: ") for m in called] == [n == 0 for n in range(len(called))]
+        if called:  # what is wanted is named once, by the names of tools and of fields
+            wanted = called[0].content.removeprefix("Asked: ").partition(".")[0].split(", then ")
+            fields = {key for record in table(task).values() for key in record}
+            assert set(wanted) <= {tool.name for tool in task.tools} | fields
         assert not any('"error"' in m.content for m in messages if m.role == "tool")
         ids = [c.id for m in messages for c in m.tool_calls]
         assert ids == [f"call_{i + 1}" for i in range(len(ids))]
@@ -222,8 +228,8 @@ def test_tasks_are_distinct_repeatable_and_stable_under_a_longer_list(split: str
 
 @pytest.mark.parametrize("split", ["demo", "train", "heldout", "unseen_desk"])
 def test_kinds_are_balanced(split: str) -> None:
-    counts = Counter(task.kind for task in TASKS[split])
-    assert counts == dict.fromkeys(KINDS, 30)
+    counts = Counter(task.meta.get("side", task.kind) for task in TASKS[split][:208])  # 13 whole blocks
+    assert counts == dict.fromkeys([*(kind for kind in KINDS if kind != "decline"), "forbidden", "allowed"], 26)
 
 
 def test_other_rungs_turn_on_what_is_new() -> None:
@@ -319,7 +325,7 @@ def test_every_intent_has_many_phrasings_in_every_pool() -> None:
         for pool in ("demo", "rl", "heldout"):
             for parts, asks, frames in owners:
                 deal = [len(say.dealt(lines, pool)) for lines in (parts, asks, frames)]
-                assert deal[0] * deal[2] + deal[1] >= (40 if pool == "demo" else 16)
+                assert deal[0] * deal[2] + deal[1] >= (40 if pool == "rl" else 16)
 
 
 @pytest.mark.parametrize("split", ["demo", "train", "heldout"])

@@ -5,7 +5,7 @@ any other, and only what is trained is kept in memory twice or written to disk. 
 is the same model with the adapter that it started from.
 
 With `quantize` the frozen weights are kept in four bits (QLoRA, arXiv:2305.14314), by
-bitsandbytes and where it works: on CUDA. LoRA: arXiv:2106.09685.
+bitsandbytes, on CUDA and (slowly) on a CPU. LoRA: arXiv:2106.09685.
 
 Left out: dropout on adapters, because a step must give the same numbers twice; other
 kinds of adapters; adapters of models with a score head.
@@ -14,15 +14,16 @@ kinds of adapters; adapters of models with a score head.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn import Linear
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from metier.base.config import Settings
@@ -36,6 +37,7 @@ __all__ = [
     "has_adapter",
     "holding",
     "merged",
+    "same_base",
     "thaw",
 ]
 
@@ -123,19 +125,35 @@ def merged(folder: Path) -> PreTrainedModel:
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """Names the weights below an adapter: names, shapes and some values, whatever float type holds them."""
+    """Names the weights below an adapter, whatever float type holds them: names, shapes and some values of each.
+
+    Two parts: of all weights (empty where some lie in four bits, which have other values), and of
+    those that four bits leave whole. `same_base` compares what both sides have.
+    """
+    linear = {f"{name}.weight".replace(".base_layer", "") for name, m in model.named_modules() if isinstance(m, Linear)}
+    frozen = sorted(_frozen(model), key=lambda pair: pair[0])
+    packed = any(not param.is_floating_point() for _, param in frozen)
+    kept = [(name, param) for name, param in frozen if name not in linear]
+    return f"{'' if packed else _digest(frozen)}:{_digest(kept)}"
+
+
+def same_base(one: str, other: str) -> bool:
+    """Whether two fingerprints are of the same weights, as far as four bits on one side let it be known."""
+    (one_all, _, one_kept), (other_all, _, other_kept) = one.partition(":"), other.partition(":")
+    return one_kept == other_kept and (one_all == other_all or not one_all or not other_all)
+
+
+def _digest(weights: Sequence[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, param in sorted(_frozen(model)):
+    for name, param in weights:
         some = param.detach().reshape(-1)
-        some = some[:: max(1, some.numel() // 64)][:64]
+        some = some[:: max(1, some.numel() // 64)][:64].to("cpu", torch.bfloat16).contiguous()
         digest.update(f"{name} {tuple(param.shape)}\n".encode())
-        if some.is_floating_point():  # weights of four bits are named only
-            narrow = some.to("cpu", torch.bfloat16).contiguous()
-            digest.update(narrow.view(torch.uint8).numpy().tobytes())
+        digest.update(some.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
-def _frozen(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+def _frozen(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     for name, param in model.named_parameters():
         if _MARK not in name:
             yield name.replace(".base_layer", ""), param

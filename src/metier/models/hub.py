@@ -37,7 +37,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from metier.base.errors import ModelError
-from metier.models.adapters import fingerprint, has_adapter, thaw
+from metier.models.adapters import fingerprint, has_adapter, same_base, thaw
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -142,7 +142,7 @@ def load_teacher(
 
 def _four_bits(dtype: torch.dtype) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError("loading in four bits needs the package bitsandbytes and a GPU; run: pip install bitsandbytes")
+        raise ModelError("loading in four bits needs the package bitsandbytes; run: pip install bitsandbytes")
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -154,7 +154,7 @@ def _check_base(model: PreTrainedModel, folder: Path) -> None:
     """An adapter fits the weights that it was trained on and no others."""
     noted = folder / "metier.json"
     wanted = json.loads(noted.read_text()).get("base_fingerprint") if noted.is_file() else None
-    if wanted is not None and wanted != fingerprint(model):
+    if wanted is not None and not same_base(wanted, fingerprint(model)):
         base = json.loads((folder / _ADAPTER).read_text()).get("base_model_name_or_path")
         raise ModelError(
             f"the adapter in {folder} was trained on other weights than those of {base}; "

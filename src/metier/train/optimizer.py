@@ -159,7 +159,7 @@ class Masters:
 def _eight_bit() -> Any:
     """AdamW with moments of eight bits, arXiv:2110.02861."""
     try:
-        from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found, unused-ignore]
+        from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise ConfigError(
             "optimizer adamw8bit needs the package bitsandbytes; run: pip install bitsandbytes"

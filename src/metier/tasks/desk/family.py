@@ -7,8 +7,9 @@
     changed_policy  policy values that training never had, and every task turns on them
     unseen_desk     desks of another trade
 
-Tasks come in blocks that hold each kind of work equally often, each drawn from its own
-place under the seed, so a longer list begins with the shorter one. Twins of a decline
+Tasks come in blocks that hold each kind of work equally often (a request to decline has
+its allowed twin beside it), each drawn from its own place under the seed, so a longer
+list begins with the shorter one. Twins of a decline
 stay next to each other; where `n` would cut them apart, the last place goes to the next
 single task instead.
 """
@@ -30,7 +31,7 @@ from metier.tasks.desk.phrasing import Pool
 __all__ = ["KINDS", "DeskFamily"]
 
 KINDS = ("lookup", "act", "several", "ask", "decline", "answer", "handover")
-_FULL = ("lookup", "act", "several", "ask", "answer", "handover") * 2 + ("decline",)  # a decline makes two tasks
+_FULL = ("lookup", "act", "several", "ask", "answer", "handover", "decline") * 2  # a decline makes two tasks
 
 
 @dataclass(frozen=True, slots=True)

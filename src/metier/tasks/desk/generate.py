@@ -117,7 +117,7 @@ class Maker:
         by = self._by()
         plain = field.name == self.desk.item
         core = self._core(f"look.{field.name}", field.parts, field.asks, say.ASK_FRAMES)
-        steps = [self._look(number, by), _tell(self._answer(field, number))]
+        steps = _asked([self._look(number, by), _tell(self._answer(field, number))], field.name)
         checks = {"required_calls": [self._looked(number)], **self._telling(field, number)}
         return self._task(
             "lookup", f"look.{field.name}", core.name, self._message(core, number, by, plain=plain), steps, checks
@@ -132,7 +132,7 @@ class Maker:
             act = self.rng.choice(free if not ruled or self.rng.random() < 0.65 else ruled)
         number, value = self._acted(act)
         core = self._act_core(act)
-        steps = [*self._doing(act, number, value, "id"), _tell(self._done(act, number, value))]
+        steps = _asked([*self._doing(act, number, value, "id"), _tell(self._done(act, number, value))], act.name)
         checks = self._state(act, number, value)
         return self._task("act", act.name, core.name, self._message(core, number, "id", value), steps, checks)
 
@@ -145,7 +145,7 @@ class Maker:
             number, value = self._acted(act)
             core = self._act_core(act)
             search = self._look(number, "name")
-            steps = [search, self._do(act, number, value), _tell(self._done(act, number, value))]
+            steps = _asked([search, self._do(act, number, value), _tell(self._done(act, number, value))], act.name)
             checks = self._state(act, number, value)
             return self._task("several", act.name, core.name, self._message(core, number, "name", value), steps, checks)
         first = self._extra() if self.extra else self.rng.choice(free)
@@ -165,6 +165,7 @@ class Maker:
         look, do = self._look(number, by), self._do(first, number, value)
         steps = [look, do] if by == "name" else [do, look]  # in the order that the user asks for them
         steps.append(_tell(f"{self._done(first, number, value)} {self._answer(field, number)}"))
+        steps = _asked(steps, first.name, field.name)
         checks = {
             **self._state(first, number, value),
             "required_calls": [self._looked(number)],
@@ -187,6 +188,7 @@ class Maker:
                 say.fill(core.template, {"ref": self._bare(number, plain=field.name == self.desk.item)}),
             )
             steps = [_tell(self._question(_ASK_ID)), self._look(number, "id"), _tell(self._answer(field, number))]
+            steps = _asked(steps, field.name)
             checks = {
                 "state": {"supplied": True},
                 "required_calls": [self._looked(number)],
@@ -206,7 +208,7 @@ class Maker:
             text = say.compose(self.rng, self.pool, say.fill(core.template, slots))
             steps = [_tell(self._question(_ASK_ID)), *self._doing(act, number, value, "id")]
             script = self._script("id", number)
-        steps.append(_tell(self._done(act, number, value)))
+        steps = _asked([*steps, _tell(self._done(act, number, value))], act.name)
         state = {"supplied": True, **self._state(act, number, value)["state"]}
         return self._task("ask", act.name, core.name, text, steps, {"state": state}, script)
 
@@ -251,7 +253,8 @@ class Maker:
         name = f"hand.{reason}.a{place}"
         who = say.fill(say.pick(self.rng, say.WHO, self.pool)[1], {"name": draw_name(self.rng, self.held)})
         message = say.compose(self.rng, self.pool, say.fill(text, {}), who if self.rng.random() < 0.15 else "")
-        return self._task("handover", f"hand.{reason}", name, message, [call, _tell(closing)], checks)
+        steps = _asked([call, _tell(closing)], "hand_over")
+        return self._task("handover", f"hand.{reason}", name, message, steps, checks)
 
     # --- parts of them ----------------------------------------------------------------
 
@@ -273,7 +276,7 @@ class Maker:
             steps = [*look, call, _tell(act.rule.refusal.format(**slots))]
             checks = {"state": {"log": ["declined"]}, "required_calls": [*looked, {"name": "decline"}]}
         text = self._message(core, number, by, value)
-        return self._task("decline", act.name, core.name, text, steps, checks, meta=meta)
+        return self._task("decline", act.name, core.name, text, _asked(steps, act.name), checks, meta=meta)
 
     def _two(self, first: Act, on: tuple[str, str], second: Act, place: int, part: str) -> Task:
         """Two acts on two records in one message."""
@@ -287,6 +290,7 @@ class Maker:
         )
         steps = [*self._doing(first, number, value, "id"), *self._doing(second, other, other_value, "id")]
         steps.append(_tell(f"{self._done(first, number, value)} {self._done(second, other, other_value)}"))
+        steps = _asked(steps, first.name, second.name)
         state = {**self._state(first, number, value)["state"], **self._state(second, other, other_value)["state"]}
         name = f"two.{link_place}:{first.name}.p{place}:{second.name}.p{second_place}"
         message = say.compose(self.rng, self.pool, text)
@@ -542,6 +546,16 @@ class Maker:
 
 def _tell(text: str) -> Step:
     return {"say": text}
+
+
+def _asked(steps: Sequence[Step], *wanted: str) -> list[Step]:
+    """The steps, with a note at the first call of what the user wants: tools and fields by name, in order.
+
+    What was asked is settled once, right after it was said; after a tool's result it need only be read off.
+    """
+    first = next(n for n, step in enumerate(steps) if "call" in step)
+    note = " ".join([f"Asked: {', then '.join(wanted)}.", *([steps[first]["note"]] if "note" in steps[first] else [])])
+    return [*steps[:first], {**steps[first], "note": note}, *steps[first + 1 :]]
 
 
 def _listed(fact: str | list[str]) -> list[str]:

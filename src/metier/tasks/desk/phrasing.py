@@ -4,8 +4,9 @@ A message is [opener] [who I am] core [who I am] [closer], then a style (as writ
 lower case, no final mark, one slip of the finger …). The core is a whole sentence of
 the desk's, or one of its parts inside a general frame.
 
-**Pools.** Every list is dealt out by position: of each four, first and third go to
-`demo`, the second to `rl`, the fourth to `heldout`. A message takes all its words from one
+**Pools.** Every list is dealt out by position: of each four, the first goes to `demo`, the
+second and third to `rl`, the fourth to `heldout`. Demonstrations are dear and show few ways
+to put a thing; tasks to try are cheap and bring more. A message takes all its words from one
 pool, so a held-out message is new in every phrase, while all pools are written alike.
 
 Slots are filled between two marks that styles leave alone, so that names, numbers and
@@ -25,7 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 Pool = Literal["demo", "rl", "heldout"]
-_DEAL: tuple[Pool, Pool, Pool, Pool] = ("demo", "rl", "demo", "heldout")
+_DEAL: tuple[Pool, Pool, Pool, Pool] = ("demo", "rl", "rl", "heldout")
 
 
 def pool_of(position: int) -> Pool:
@@ -158,7 +159,7 @@ OPENERS = (
     "One thing,", "Just wondering,", "I have a request.", "Something came up.",
 )  # fmt: skip
 CLOSERS = (
-    "Thanks!", "Thank you!", "Thanks.", "Many thanks.", "Thanks a lot.", "Cheers.", "Thank you very much.", "Much appreciated.",
+    "Thanks!", "Thank you!", "With thanks.", "Many thanks.", "Thanks a lot.", "Cheers.", "Thank you very much.", "Much appreciated.",
     "Thanks in advance.", "Ta.", "Thanks so much!", "I'd appreciate it.", "No rush.", "Whenever you have a moment.",
     "That would be great.", "It would help me a lot.", "Best wishes.", "Kind regards.", "Have a nice day.", "Have a good one.",
     "Sorry for the trouble.", "Sorry to be a pain.", "That's all.", "Nothing else.", "You're a star.", "Thanks for your help.",
@@ -202,9 +203,9 @@ WHO = (
     "I am {name}, by the way.", "Name of {name}.", "Look under {name}.", "Try the name {name}.",
 )  # fmt: skip
 REFS = (
-    "{noun} {id}", "my {noun} {id}", "my {noun} number {id}", "the {noun} {id}",
+    "{noun} {id}", "my {noun} {id}", "my {noun} under number {id}", "the {noun} {id}",
     "{noun} #{id}", "{noun} number {id}", "{id}", "{noun} no. {id}",
-    "my {noun} (number {id})", "the {noun} number {id}", "{noun} ({id})", "number {id}",
+    "my {noun} (number {id})", "the {noun} number {id}", "{noun} with the id {id}", "number {id}",
     "{noun} with number {id}", "the {noun} with the number {id}", "my {noun} with number {id}", "{noun} nr {id}",
     "the {noun} numbered {id}", "no. {id}", "the {noun} under {id}", "my {noun} with the number {id}",
 )  # fmt: skip
