@@ -11,8 +11,8 @@ A system prompt that many conversations share is one root, computed once, with e
 gradients. `metier.models.kvcache` has the layout with memory, used in sampling.
 
 On a GPU a bundle of spans is one call of torch's fused attention, which never holds the
-scores. On a CPU plain matrix products and softmax are used: there the fused kernel's
-backward pass takes three times as long in bf16 for spans of this size.
+scores. On a CPU matrix products and softmax are used (`metier.models.products`): there the
+fused kernel's backward pass takes three times as long in bf16 for spans of this size.
 
 Shape legend: T tokens, H query heads, K key heads, Q = H / K queries per key head,
 D head size, B spans of a bundle, S longest span of it, P tokens of its ancestors.
@@ -32,6 +32,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from metier.base.errors import ModelError
 from metier.models.lean import make_lean
+from metier.models.products import BundlePlan, attend_by_products
 
 __all__ = ["ATTENTION", "ForestLayout", "Layout", "Span", "hidden_states", "use_layouts"]
 
@@ -77,7 +78,9 @@ class ForestLayout:
     def __init__(
         self, spans: Sequence[Span], *, heads: int, device: torch.device | str = "cpu", fused: bool | None = None
     ) -> None:
-        self._attend_bundle = _fused if fused or (fused is None and torch.device(device).type == "cuda") else _plain
+        self._fused = torch.device(device).type == "cuda" if fused is None else fused
+        self._plans: dict[int, list[BundlePlan]] = {}  # by the number of key heads
+        self._heads = heads
         chains: list[list[int]] = []
         by_parent: dict[int | None, list[int]] = {}
         for number, span in enumerate(spans):
@@ -98,39 +101,26 @@ class ForestLayout:
 
     def attend(self, layer: int, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, scale: float) -> Tensor:
         """See `Layout.attend`."""
-        pieces = [self._attend_bundle(b, query_HTD, key_KTD, value_KTD, scale) for b in self.bundles]
+        if not self._fused:
+            return attend_by_products(query_HTD, key_KTD, value_KTD, self._plan(key_KTD.shape[0]), scale)
+        pieces = [_fused(b, query_HTD, key_KTD, value_KTD, scale) for b in self.bundles]
         joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         return joined.index_select(0, self._back_T)
 
-
-def _plain(bundle: _Bundle, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, scale: float) -> Tensor:
-    """Attention of one bundle by matrix products; its tokens in order, shape (tokens, H, D)."""
-    b, s = bundle.tokens_BS.shape
-    h, _, d = query_HTD.shape
-    k = key_KTD.shape[0]
-    flat = bundle.tokens_BS.reshape(-1)
-    query = query_HTD.index_select(1, flat).view(k, h // k, b, s, d).permute(2, 0, 1, 3, 4).reshape(b, k, -1, d)
-    query = query * scale
-    key = key_KTD.index_select(1, flat).view(k, b, s, d).transpose(0, 1)  # B K S D
-    value = value_KTD.index_select(1, flat).view(k, b, s, d).transpose(0, 1)
-    scores = torch.matmul(query, key.transpose(-1, -2)).view(b, h, s, s) + bundle.bias_SS.to(query.dtype)
-    scores = scores.view(b, k, -1, s)
-    p = 0
-    if bundle.context_P is not None:
-        p = len(bundle.context_P)
-        context_key = key_KTD.index_select(1, bundle.context_P).expand(b, k, p, d)
-        context_value = value_KTD.index_select(1, bundle.context_P).expand(b, k, p, d)
-        scores = torch.cat([torch.matmul(query, context_key.transpose(-1, -2)), scores], -1)
-    weights = torch.softmax(scores, -1)  # sums in float32 inside, whatever the dtype
-    out = torch.matmul(weights[..., p:], value)
-    if p:
-        out = out + torch.matmul(weights[..., :p], context_value)
-    rows = out.view(b, k, h // k, s, d).permute(0, 3, 1, 2, 4).reshape(b * s, h, d)
-    return rows.index_select(0, bundle.keep_T)
+    def _plan(self, key_heads: int) -> list[BundlePlan]:
+        if key_heads not in self._plans:
+            self._plans[key_heads] = [
+                BundlePlan.of(b.tokens_BS, b.keep_T, b.context_P, b.bias_SS, self._heads, key_heads)
+                for b in self.bundles
+            ]
+        return self._plans[key_heads]
 
 
 def _fused(bundle: _Bundle, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, scale: float) -> Tensor:
-    """The same by torch's fused attention: keys are the ancestors' and then the span's own."""
+    """Attention of one bundle by torch's fused kernel: keys are the ancestors' and then the span's own.
+
+    Its tokens in order, shape (tokens, H, D).
+    """
     b, s = bundle.tokens_BS.shape
     p = 0 if bundle.context_P is None else len(bundle.context_P)
 

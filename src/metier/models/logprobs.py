@@ -46,13 +46,16 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logprobs, entropies, normalisers = [], [], []
         for start in range(0, hidden.shape[0], chunk):
-            logits = _logits(hidden[start : start + chunk], head, temperature)
-            normaliser = torch.logsumexp(logits, -1)
+            logits = _logits(hidden[start : start + chunk], head, temperature)  # in place from here on: it is large
+            top = logits.amax(-1)
+            logits.sub_(top[:, None])
+            weights = logits.exp()
+            total = weights.sum(-1)
             chosen = logits.gather(1, targets[start : start + chunk, None])[:, 0]
-            logprobs.append(chosen - normaliser)
-            weights = torch.exp(logits - normaliser[:, None])
-            entropies.append(normaliser - (weights * logits).sum(-1))
-            normalisers.append(normaliser)
+            logprobs.append(chosen - total.log())
+            spread = torch.bmm(weights[:, None], logits[:, :, None])[:, 0, 0]
+            entropies.append(total.log() - spread / total)
+            normalisers.append(top + total.log())
         ctx.save_for_backward(hidden, head, targets, torch.cat(normalisers))
         ctx.temperature, ctx.chunk = temperature, chunk
         entropy = torch.cat(entropies)
@@ -68,9 +71,9 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_head = torch.zeros(head.shape if head_learns else (0,), dtype=normalisers.dtype, device=head.device)
         for start in range(0, hidden.shape[0], ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            slope = torch.exp(_logits(hidden[part], head, ctx.temperature) - normalisers[part, None]).neg_()
-            slope.scatter_add_(1, targets[part, None], torch.ones_like(slope[:, :1]))
-            slope = slope.mul_(grad_M[part, None]).to(hidden.dtype)
+            slope = _logits(hidden[part], head, ctx.temperature).sub_(normalisers[part, None]).exp_()
+            slope.mul_(-grad_M[part, None]).scatter_add_(1, targets[part, None], grad_M[part, None])
+            slope = slope.to(hidden.dtype)
             grad_hidden[part] = slope @ head
             if head_learns:
                 grad_head += slope.T @ hidden[part]
