@@ -15,9 +15,13 @@ def problem(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Ten
     return hidden_ME, head_VE, torch.randint(0, 11, (7,))
 
 
+@pytest.mark.parametrize("kept", [0, 1 << 27], ids=["computed again", "kept"])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("chunk", [1, 3, 7, 256])
-def test_values_and_gradients_are_those_of_log_softmax(chunk: int, temperature: float) -> None:
+def test_values_and_gradients_are_those_of_log_softmax(
+    chunk: int, temperature: float, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metier.models.logprobs._KEPT", kept)
     hidden, head, targets = problem()
     slope = torch.randn(7, dtype=torch.float64)
     logprobs, entropy = token_logprobs(hidden, head, targets, temperature=temperature, chunk=chunk)
@@ -43,3 +47,17 @@ def test_narrow_weights_give_float32_log_probabilities_and_narrow_gradients() ->
     logprobs.sum().backward()
     assert hidden.grad is not None and hidden.grad.dtype == torch.bfloat16
     assert head.grad is not None and head.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 27], ids=["computed again", "kept"])
+def test_a_target_that_is_nearly_sure_keeps_its_slope(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """p = 0.9991 is 1.0 in bfloat16; 1 - p must not be rounded to 0 with it."""
+    monkeypatch.setattr("metier.models.logprobs._KEPT", kept)
+    hidden = torch.tensor([[1.0]], dtype=torch.bfloat16, requires_grad=True)
+    head = torch.tensor([[7.0], [0.0]], dtype=torch.bfloat16, requires_grad=True)
+    logprobs, _ = token_logprobs(hidden, head, torch.tensor([0]))
+    logprobs.sum().backward()
+    assert hidden.grad is not None and head.grad is not None
+    sure = 1 / (1 + torch.exp(torch.tensor(-7.0)))  # 0.99909
+    assert float(hidden.grad) == pytest.approx(7 * float(1 - sure), rel=0.01)
+    assert head.grad[:, 0].tolist() == pytest.approx([float(1 - sure), -float(1 - sure)], rel=0.01)

@@ -93,9 +93,10 @@ class _RmsNorm(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         normed = _wide(x) * inverse
         slope = _wide(grads[0])
-        grad_weight = (slope * normed).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        slope = slope * weight
-        grad_x = (slope - normed * (slope * normed).mean(-1, keepdim=True)) * inverse
+        both = slope * normed
+        grad_weight = both.flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        mean = both @ _wide(weight)[:, None] / weight.numel()  # of normed times the weighted slope
+        grad_x = (slope * weight).addcmul_(normed, mean, value=-1.0).mul_(inverse)
         return grad_x.to(x.dtype), grad_weight, None
 
 

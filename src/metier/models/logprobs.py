@@ -1,8 +1,9 @@
 """Log-probabilities of chosen tokens, without ever holding all logits.
 
-Only positions that carry a label go through the vocabulary projection, in chunks; the
-backward pass computes each chunk's logits again instead of keeping them. At 49,152 words
-a kept logit matrix would outweigh the rest of the model's activations.
+Only positions that carry a label go through the vocabulary projection, in chunks. What a
+micro-batch's backward pass needs of them is kept, in the model's own type, where it is small;
+else each chunk's logits are computed again. At 49,152 words the logits of a whole batch would
+outweigh the rest of the model's activations.
 
 Shape legend: M labelled positions, E hidden size, V vocabulary.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 __all__ = ["CHUNK", "token_logprobs"]
 
 CHUNK = 256  # positions per projection
+_KEPT = 1 << 27  # bytes of probabilities that may be kept for a backward pass
 
 
 def token_logprobs(
@@ -44,36 +46,42 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
-        logprobs, entropies, normalisers = [], [], []
+        logprobs, entropies, normalisers, kept = [], [], [], []
+        small = hidden.shape[0] * head.shape[0] * hidden.element_size() <= _KEPT
         for start in range(0, hidden.shape[0], chunk):
             logits = _logits(hidden[start : start + chunk], head, temperature)  # in place from here on: it is large
             top = logits.amax(-1)
             logits.sub_(top[:, None])
             weights = logits.exp()
             total = weights.sum(-1)
-            chosen = logits.gather(1, targets[start : start + chunk, None])[:, 0]
-            logprobs.append(chosen - total.log())
+            logprobs.append(logits.gather(1, targets[start : start + chunk, None])[:, 0] - total.log())
             spread = torch.bmm(weights[:, None], logits[:, :, None])[:, 0, 0]
             entropies.append(total.log() - spread / total)
             normalisers.append(top + total.log())
-        ctx.save_for_backward(hidden, head, targets, torch.cat(normalisers))
+            if small and any(ctx.needs_input_grad):
+                kept.append(weights.div_(total[:, None]).to(hidden.dtype))
+        chosen, entropy = torch.cat(logprobs), torch.cat(entropies)
+        ctx.save_for_backward(hidden, head, targets, torch.cat(normalisers), chosen, *kept)
         ctx.temperature, ctx.chunk = temperature, chunk
-        entropy = torch.cat(entropies)
         ctx.mark_non_differentiable(entropy)
-        return torch.cat(logprobs), entropy
+        return chosen, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         grad_M = grads[0] / ctx.temperature
-        hidden, head, targets, normalisers = ctx.saved_tensors
+        hidden, head, targets, normalisers, logprobs, *kept = ctx.saved_tensors
+        slope_M = grad_M * -torch.expm1(logprobs)  # at the target: 1 - p, which must not be rounded before
         head_learns = ctx.needs_input_grad[1]  # not below an adapter
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros(head.shape if head_learns else (0,), dtype=normalisers.dtype, device=head.device)
-        for start in range(0, hidden.shape[0], ctx.chunk):
+        for number, start in enumerate(range(0, hidden.shape[0], ctx.chunk)):
             part = slice(start, start + ctx.chunk)
-            slope = _logits(hidden[part], head, ctx.temperature).sub_(normalisers[part, None]).exp_()
-            slope.mul_(-grad_M[part, None]).scatter_add_(1, targets[part, None], grad_M[part, None])
-            slope = slope.to(hidden.dtype)
+            if kept:
+                slope = torch.mul(kept[number], -grad_M[part, None], out=torch.empty_like(kept[number]))
+            else:
+                slope = _logits(hidden[part], head, ctx.temperature).sub_(normalisers[part, None]).exp_()
+                slope = slope.mul_(-grad_M[part, None]).to(hidden.dtype)
+            slope.scatter_(1, targets[part, None], slope_M[part, None].to(hidden.dtype))
             grad_hidden[part] = slope @ head
             if head_learns:
                 grad_head += slope.T @ hidden[part]
