@@ -54,10 +54,11 @@ class _TokenLogprobs(torch.autograd.Function):
             logits.sub_(top[:, None])
             weights = logits.exp()
             total = weights.sum(-1)
-            logprobs.append(logits.gather(1, targets[start : start + chunk, None])[:, 0] - total.log())
+            width = total.log()
+            logprobs.append(logits.gather(1, targets[start : start + chunk, None])[:, 0] - width)
             spread = torch.bmm(weights[:, None], logits[:, :, None])[:, 0, 0]
-            entropies.append(total.log() - spread / total)
-            normalisers.append(top + total.log())
+            entropies.append(width - spread / total)
+            normalisers.append(top + width)
             if small and any(ctx.needs_input_grad):
                 kept.append(weights.div_(total[:, None]).to(hidden.dtype))
         chosen, entropy = torch.cat(logprobs), torch.cat(entropies)

@@ -34,6 +34,7 @@ class BundlePlan:
     longest: int  # S
     query_N: Tensor  # rows of queries, in the order K B Q S
     kept_N: Tensor | None  # which of them are real; None where all are
+    place_N: Tensor  # rows of the real ones
     filled_N: Tensor | None  # which of them fill short spans up
     own_KBS: Tensor  # rows of keys and values, flat
     context_KP: Tensor | None  # rows of the ancestors' keys and values, flat; None for roots
@@ -46,7 +47,9 @@ class BundlePlan:
         """The plan of spans `tokens_BS`, of which the flat places `keep` are real."""
         (b, s), each, device = tokens_BS.shape, heads // key_heads, tokens_BS.device
         k_K, q_Q = torch.arange(key_heads, device=device), torch.arange(each, device=device)
-        query_KBQS = tokens_BS[None, :, None] * heads + (k_K[:, None, None, None] * each + q_Q[None, None, :, None])
+        query_N = (
+            tokens_BS[None, :, None] * heads + (k_K[:, None, None, None] * each + q_Q[None, None, :, None])
+        ).reshape(-1)
         kept = filled = None
         if len(keep) < b * s:
             real_BS = torch.zeros(b * s, dtype=torch.bool, device=device)
@@ -57,8 +60,9 @@ class BundlePlan:
             key_heads=key_heads,
             spans=b,
             longest=s,
-            query_N=query_KBQS.reshape(-1),
+            query_N=query_N,
             kept_N=kept,
+            place_N=query_N if kept is None else query_N[kept],
             filled_N=filled,
             own_KBS=(tokens_BS[None] * key_heads + k_K[:, None, None]).reshape(-1),
             context_KP=None if context_P is None else (context_P * key_heads + k_K[:, None]).reshape(-1),
@@ -98,10 +102,7 @@ class BundlePlan:
 
     def put(self, into: Tensor, rows_ND: Tensor) -> None:
         """Write the real rows to where their queries stand."""
-        if self.kept_N is None:
-            into.index_copy_(0, self.query_N, rows_ND)
-        else:
-            into.index_copy_(0, self.query_N[self.kept_N], rows_ND.index_select(0, self.kept_N))
+        into.index_copy_(0, self.place_N, rows_ND if self.kept_N is None else rows_ND.index_select(0, self.kept_N))
 
 
 def attend_by_products(
