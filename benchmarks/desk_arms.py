@@ -31,6 +31,7 @@ from metier.stats.paired import paired
 
 ARMS = ("grpo", "rejection", "more-sft")
 MORE_LR = 2e-4  # of continued SFT: GRPO's 3e-5 would hardly move it
+REJECTION_STEPS = 16  # takes about as long as GRPO's 12: only what succeeded is trained on
 
 
 def recipe_for(seed: int, more_steps: int) -> Recipe:
@@ -44,7 +45,15 @@ def recipe_for(seed: int, more_steps: int) -> Recipe:
     heldout = {"heldout": final.splits["heldout"]}
     more = more_steps * sft.batch
     arms = (
-        grpo.model_copy(update={"name": "rejection", "method": "rejection", "advantage": None, "options": {}}),
+        grpo.model_copy(
+            update={
+                "name": "rejection",
+                "method": "rejection",
+                "steps": REJECTION_STEPS,
+                "advantage": None,
+                "options": {},
+            }
+        ),
         final.model_copy(update={"name": "evaluate-rejection", "of": "rejection", "splits": heldout}),
         demonstrations.model_copy(update={"name": "more-demonstrations", "n": demonstrations.n + more}),
         sft.model_copy(

@@ -5,9 +5,12 @@ prompt that rows share counts for each of them. Each round runs every side on th
 rows; the first warms up. Medians over rounds and their ratios are reported, with Metier's
 share of the machine's own bf16 matrix rate (`mfu`, formula in metier.models.flops).
 
-Two kinds of rows: of the desk, where system prompts are shared, and made-up ones that
-share nothing, so that packing alone is compared. The GRPO update has 8 prompts of 300
-tokens with 8 completions of 100 each; its peak memory is measured in a process of its own.
+SFT has three kinds of rows: conversations of the desk that all share one system prompt, as
+those of a team with one product do; conversations of four system prompts, four of each, as
+the default recipe orders them; and made-up ones that share nothing, so that packing alone
+is compared. DPO has pairs of a desk's prompts and made-up ones. The GRPO update has 8
+prompts of 300 tokens with 8 completions of 100 each; its peak memory is measured in a
+process of its own.
 
 Where there is a CUDA device, `cuda` adds SFT of Llama-shaped models of 0.6B and 4B
 parameters on rows of 8192 tokens, against TRL with Liger's kernels where that is installed.
@@ -88,6 +91,20 @@ def desk_rows(n: int) -> list[dict[str, Any]]:
     return out
 
 
+def conversations(n: int, *, prompts: int) -> list[Example]:
+    """Whole demonstrations of the desk, tool calls and results included, as many of each of `prompts` prompts."""
+    tokenizer = load_tokenizer(MODEL)
+    renderer, family = get_renderer(tokenizer), DeskFamily()
+    by_prompt: dict[str, list[Example]] = {}
+    for task in family.tasks("demo", 40 * n, 7):
+        own = by_prompt.setdefault(task.messages[0].content, [])
+        if len(own) < n // prompts:
+            made = renderer.render(family.demonstrate(task), task.tools)
+            own.append(Example(made.token_ids, made.loss_mask))
+    full = [own for own in by_prompt.values() if len(own) == n // prompts]
+    return [example for own in full[:prompts] for example in own]
+
+
 def own_rows(n: int) -> list[dict[str, Any]]:
     """Made-up prompts of 30 to 250 words and answers of 20 to 120, nothing shared."""
     rng = random.Random(7)
@@ -143,12 +160,17 @@ def sft(rounds: int, folder: str) -> list[str]:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    tokenizer = load_tokenizer(MODEL)
+    encoder = Encoder(tokenizer, get_renderer(tokenizer))
+    rows = {
+        "one system prompt": conversations(16, prompts=1),
+        "four system prompts": conversations(16, prompts=4),
+        "nothing shared": [encoder.unit(row, "single", n)[0] for n, row in enumerate(own_rows(16))],
+    }
     lines = []
-    for title, data in (("desk", desk_rows(16)), ("own prompts", own_rows(16))):
-        tokenizer = load_tokenizer(MODEL)
-        encoder = Encoder(tokenizer, get_renderer(tokenizer))
-        made = [encoder.unit(row, "single", n)[0] for n, row in enumerate(data)]
+    for title, made in rows.items():
         tokens = sum(len(e.token_ids) for e in made)
+        data = [{"input_ids": list(e.token_ids), "assistant_masks": list(e.loss_mask)} for e in made]
         trainer, shares = ours("sft"), []
 
         def metier(made: list[Example] = made, trainer: Trainer = trainer, tokens: int = tokens) -> float:
