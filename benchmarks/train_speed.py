@@ -1,9 +1,13 @@
 """Whole optimiser steps of SFT, DPO and GRPO: Metier and TRL 1.16 in one process, alternating.
 
-Same weights, same rows, SmolLM2-135M in bf16; tokens are counted without padding, and a
-prompt that rows share counts for each of them. Each round runs every side on the same
-rows; the first warms up. Medians over rounds and their ratios are reported, with Metier's
-share of the machine's own bf16 matrix rate (`mfu`, formula in metier.models.flops).
+Same weights, same rows, SmolLM2-135M in bf16 over fp32 weights, which is Metier's way and
+TRL's default; beside it TRL with weights of bf16 alone, which loses small updates. TRL
+recomputes no activations here (its default would, and take a third longer), and gets the
+memory allocator's settings that Metier makes for itself. Tokens are counted without
+padding, and a prompt that rows share counts for each of them. Each round runs every side
+on the same rows; the first warms up. Medians over rounds and their ratios are reported,
+with Metier's share of the machine's own bf16 matrix rate (`mfu`, formula in
+metier.models.flops).
 
 SFT has three kinds of rows: conversations of the desk that all share one system prompt, as
 those of a team with one product do; conversations of four system prompts, four of each, as
@@ -69,9 +73,9 @@ WORDS = (
 Side = Callable[[], float]  # runs once, returns tokens per second
 
 
-def model() -> transformers.PreTrainedModel:
+def model(dtype: torch.dtype = torch.bfloat16) -> transformers.PreTrainedModel:
     """The weights that every side starts from."""
-    return load_model(MODEL, dtype=torch.bfloat16)
+    return load_model(MODEL, dtype=dtype)
 
 
 def ours(name: str, **settings: Any) -> Trainer:
@@ -134,19 +138,29 @@ def alternate(rounds: int, sides: dict[str, Side]) -> dict[str, float]:
 
 
 def trl_arguments(folder: str, **more: Any) -> dict[str, Any]:
-    """What TRL's configurations share: no reports, the CPU, weights that are bf16 themselves."""
-    fixed = {"output_dir": folder, "report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True}
+    """What TRL's configurations share: no reports, the CPU, bf16 autocast, no recomputing."""
+    fixed = {"output_dir": folder, "report_to": "none", "use_cpu": True, "bf16": True, "disable_tqdm": True}
     return {**fixed, "gradient_checkpointing": False, **more}
 
 
-def trl_step(peer: Any, batches: list[dict[str, Any]], optimizer: torch.optim.Optimizer) -> None:
-    """One optimiser step of a TRL trainer over micro-batches."""
-    for batch in batches:
-        loss = peer.compute_loss(peer.model, dict(batch)) / len(batches)
-        loss.backward()
-    torch.nn.utils.clip_grad_norm_(peer.model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
+class Peer:
+    """A TRL trainer whose optimiser steps are taken one by one, prepared as its own `train` does."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.model = trainer.accelerator.prepare(trainer.model)
+        self.model.train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=True)
+
+    def step(self, batches: list[dict[str, Any]], loss_of: Callable[[Any, Any], torch.Tensor]) -> None:
+        """One optimiser step over micro-batches."""
+        for batch in batches:
+            with self.trainer.compute_loss_context_manager():
+                loss = loss_of(self.model, dict(batch))
+            self.trainer.accelerator.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 def table(title: str, found: dict[str, float]) -> list[str]:
@@ -178,32 +192,40 @@ def sft(rounds: int, folder: str) -> list[str]:
             shares.append(told["mfu"])  # noqa: B023
             return tokens / told["seconds"]
 
-        def peer(packing: bool, data: list[dict[str, Any]] = data) -> Side:
+        def peer(packing: bool, dtype: torch.dtype, data: list[dict[str, Any]] = data) -> Side:
             settings = trl_arguments(folder, per_device_train_batch_size=1 if packing else 8, max_length=1024)
+            settings["bf16"] = dtype == torch.float32
             if packing:
                 settings.update(packing=True, packing_strategy="wrapped")
             theirs = SFTTrainer(
-                model(),
+                model(dtype),
                 args=SFTConfig(**settings),
                 train_dataset=Dataset.from_list(data),
                 processing_class=load_tokenizer(MODEL),
             )
-            optimizer = torch.optim.AdamW(theirs.model.parameters(), lr=1e-6, fused=True)
+            own = Peer(theirs)
 
             def run() -> float:
                 batches = list(theirs.get_train_dataloader())
                 began = time.perf_counter()
-                trl_step(theirs, batches, optimizer)
+                own.step(batches, theirs.compute_loss)
+                seconds = time.perf_counter() - began
                 masks = [b.get("attention_mask") for b in batches]
                 seen = sum(
                     int(m.sum()) if m is not None else b["input_ids"].numel()
                     for m, b in zip(masks, batches, strict=True)
                 )
-                return seen / (time.perf_counter() - began)
+                return seen / seconds
 
             return run
 
-        found = alternate(rounds, {"Metier": metier, "TRL, packing": peer(True), "TRL, padded": peer(False)})
+        sides = {
+            "Metier": metier,
+            "TRL, packing": peer(True, torch.float32),
+            "TRL, padded": peer(False, torch.float32),
+            "TRL, packing, weights of bf16": peer(True, torch.bfloat16),
+        }
+        found = alternate(rounds, sides)
         lines += table(f"SFT, {title}", found)
         lines.append(f"| SFT, {title} | Metier's share of the matrix rate | {statistics.median(shares[1:]):.0%} | |")
     return lines
@@ -235,18 +257,18 @@ def dpo(rounds: int, folder: str) -> list[str]:
             return tokens / (time.perf_counter() - began)
 
         theirs = DPOTrainer(
-            model(),
-            ref_model=model(),
+            model(torch.float32),
+            ref_model=model(torch.float32),
             args=DPOConfig(**trl_arguments(folder, per_device_train_batch_size=8, max_length=1024)),
             train_dataset=Dataset.from_list(data),
             processing_class=tokenizer,
         )
-        optimizer = torch.optim.AdamW(theirs.model.parameters(), lr=1e-6, fused=True)
+        own = Peer(theirs)
 
-        def peer(theirs: Any = theirs, optimizer: Any = optimizer, tokens: int = tokens) -> float:
+        def peer(theirs: Any = theirs, own: Peer = own, tokens: int = tokens) -> float:
             batches = list(theirs.get_train_dataloader())
             began = time.perf_counter()
-            trl_step(theirs, batches, optimizer)
+            own.step(batches, theirs.compute_loss)
             return tokens / (time.perf_counter() - began)
 
         lines += table(f"DPO, {title}", alternate(rounds, {"Metier": metier, "TRL": peer}))
@@ -286,20 +308,21 @@ def grpo_sides(folder: str) -> dict[str, Callable[[], Side]]:
 
         return run
 
-    def peer() -> Side:
+    def peer(dtype: torch.dtype, **more: Any) -> Side:
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 
+        settings = trl_arguments(folder, per_device_train_batch_size=8, num_generations=8, **more)
+        settings["bf16"] = dtype == torch.float32
         theirs = GRPOTrainer(
-            model(),
+            model(dtype),
             reward_funcs=lambda completions, **_: [0.0 for _ in completions],
-            args=GRPOConfig(**trl_arguments(folder, per_device_train_batch_size=8, num_generations=8)),
+            args=GRPOConfig(**settings),
             train_dataset=Dataset.from_list([{"prompt": "a"}] * 8),
             processing_class=load_tokenizer(MODEL),
         )
         theirs.current_gradient_accumulation_steps = 8
-        theirs.model.train()
-        optimizer = torch.optim.AdamW(theirs.model.parameters(), lr=1e-6, fused=True)
+        own = Peer(theirs)
         batches = []
         for start in range(0, len(made), 8):
             part = made[start : start + 8]
@@ -317,23 +340,25 @@ def grpo_sides(folder: str) -> dict[str, Callable[[], Side]]:
 
         def run() -> float:
             began = time.perf_counter()
-            for batch in batches:
-                theirs._compute_loss(theirs.model, dict(batch)).backward()
-            torch.nn.utils.clip_grad_norm_(theirs.model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            own.step(batches, theirs._compute_loss)
             return tokens / (time.perf_counter() - began)
 
         return run
 
-    return {"Metier": metier, "TRL": peer}
+    return {
+        "Metier": metier,
+        "TRL": lambda: peer(torch.float32),
+        "TRL, weights of bf16": lambda: peer(torch.bfloat16),
+        "TRL, recomputing": lambda: peer(torch.float32, gradient_checkpointing=True),
+    }
 
 
 def grpo(rounds: int, folder: str) -> list[str]:
     """The update of 64 episodes, and each side's peak memory."""
-    sides = {name: make() for name, make in grpo_sides(folder).items()}
+    makers = grpo_sides(folder)
+    sides = {name: make() for name, make in makers.items() if name != "TRL, recomputing"}
     lines = table("GRPO update", alternate(rounds, sides))
-    for name in sides:
+    for name in makers:
         done = subprocess.run([sys.executable, __file__, "--peak", name], capture_output=True, text=True, check=True)
         lines.append(f"| GRPO update | {name}, peak memory | {done.stdout.strip().splitlines()[-1]} GB | |")
     return lines
@@ -390,7 +415,7 @@ def long_rows(shape: dict[str, Any], length: int, device: str, folder: str) -> d
             train_dataset=Dataset.from_list([{"input_ids": row} for row in rows]),
             processing_class=load_tokenizer(MODEL),
         )
-        optimizer = torch.optim.AdamW(theirs.model.parameters(), lr=1e-6, fused=True)
+        own = Peer(theirs)
         pairs = 2 * length * (length + 1) // 2
         needed = step_flops(theirs.model, tokens=2 * length, labels=2 * (length - 1), pairs=pairs)
         rate = peak_flops(device, torch.bfloat16)
@@ -398,7 +423,7 @@ def long_rows(shape: dict[str, Any], length: int, device: str, folder: str) -> d
         def run() -> float:
             batches = [{k: v.to(device) for k, v in b.items()} for b in theirs.get_train_dataloader()]
             began = time.perf_counter()
-            trl_step(theirs, batches, optimizer)
+            own.step(batches, theirs.compute_loss)
             if device == "cuda":
                 torch.cuda.synchronize()
             return 100 * needed / (time.perf_counter() - began) / rate

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from metier.models.lean import make_lean, rms_norm, silu_gate
+from metier.models.lean import make_lean, rms_norm, rotate, silu_gate
 from tiny import tiny_config
 
 CONFIG = tiny_config(hidden_size=16, intermediate_size=24, vocab_size=50)
@@ -47,6 +48,30 @@ def test_gradients_agree_with_finite_differences() -> None:
     weight = torch.randn(5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda a, w: rms_norm(a, w, 1e-5), (x, weight))
     assert torch.autograd.gradcheck(silu_gate, (gate, up))
+
+
+def _angles(tokens: int, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    angles = torch.arange(1, tokens + 1)[:, None] * torch.rand(size // 2)
+    return angles.cos().repeat(1, 2).to(dtype), angles.sin().repeat(1, 2).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_rotation_is_that_of_transformers_to_the_last_bit(dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    cos, sin = _angles(7, 8, dtype)
+    q, k = torch.randn(7, 4, 8, dtype=dtype), torch.randn(7, 2, 8, dtype=dtype)
+    wanted_q, wanted_k = apply_rotary_pos_emb(q[None], k[None], cos[None], sin[None], unsqueeze_dim=2)
+    assert torch.equal(rotate(q, cos, sin), wanted_q[0])
+    assert torch.equal(rotate(k, cos, sin), wanted_k[0])
+
+
+def test_a_rotation_by_hand_and_its_gradient() -> None:
+    # one head of two numbers, a quarter turn: (3, 4) becomes (-4, 3)
+    quarter = torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]])
+    assert rotate(torch.tensor([[[3.0, 4.0]]]), *quarter).tolist() == [[[-4.0, 3.0]]]
+    cos, sin = _angles(3, 6, torch.float64)
+    x = torch.randn(3, 2, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a: rotate(a, cos, sin), (x,))
 
 
 def test_a_norm_keeps_nothing_wide() -> None:

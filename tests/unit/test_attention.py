@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from metier.base.errors import ModelError
-from metier.models.attention import ForestLayout, Span, use_layouts
+from metier.models.attention import ForestLayout, Span, hidden_states, use_layouts
 from tiny import tiny_config
 
 H, K, D = 4, 2, 3
@@ -93,3 +103,34 @@ def test_a_bias_of_the_output_layer_is_refused() -> None:
         use_layouts(model)
     for neutral in ({}, {"logits_scaling": 1.0}, {"sliding_window": None}, {"layer_types": ["full_attention"] * 2}):
         use_layouts(LlamaForCausalLM(tiny_config(**neutral)))
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, GemmaConfig])
+def test_every_architecture_computes_packed_what_it_computes_alone(kind: type[PreTrainedConfig]) -> None:
+    """Gemma stands for those whose attention modules are their own and only the attention function is ours.
+
+    As closely as norms and rotations allow, which transformers rounds to float32.
+    """
+    torch.manual_seed(3)
+    config = kind(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, sliding_window=None, attn_implementation="eager",
+    )  # fmt: skip
+    plain = AutoModelForCausalLM.from_config(config).double()
+    packed = use_layouts(copy.deepcopy(plain))
+    head, tails = [5, 9, 2, 7], ([11, 3, 8], [4, 6])
+    alone = [plain.get_decoder()(torch.tensor([[*head, *tail]])).last_hidden_state[0] for tail in tails]
+    ids = torch.tensor([*head, *tails[0], *tails[1]])
+    places = torch.tensor([0, 1, 2, 3, 4, 5, 6, 4, 5])
+    layout = ForestLayout([Span(0, 4), Span(4, 3, 0), Span(7, 2, 0)], heads=4)
+    together = hidden_states(packed, ids, places, layout)
+    assert torch.allclose(together[:7], alone[0], atol=1e-5, rtol=0)
+    assert torch.allclose(together[7:], alone[1][4:], atol=1e-5, rtol=0)
+    slope = torch.randn(9, 32, dtype=torch.float64)
+    (together * slope).sum().backward()
+    ((alone[0] * slope[:7]).sum() + (alone[1][4:] * slope[7:]).sum()).backward()
+    wanted = dict(plain.named_parameters())
+    for name, p in packed.named_parameters():
+        if (slope_of := wanted[name].grad) is not None:
+            assert p.grad is not None, name
+            assert (p.grad - slope_of).norm() < 1e-5 * slope_of.norm(), name

@@ -3,7 +3,8 @@
 All tokens of a batch lie in one row of length T. A *layout* says which of them see each
 other; it reaches the attention function as a keyword of the model's forward pass, which
 transformers hands down to every layer. So the same few lines serve every architecture
-that transformers lets us register an attention function for.
+that transformers lets us register an attention function for; attention modules of the Llama
+kind are computed here as a whole, which saves passes over queries and keys.
 
 `ForestLayout` is the layout without memory, used in training and scoring: spans of
 tokens form a forest, and a token sees its own span up to itself and all of its ancestors.
@@ -20,6 +21,7 @@ D head size, B spans of a bundle, S longest span of it, P tokens of its ancestor
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,14 +33,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from metier.base.errors import ModelError
-from metier.models.lean import make_lean
+from metier.models.lean import make_lean, rotate
 from metier.models.products import BundlePlan, attend_by_products
 
 __all__ = ["ATTENTION", "ForestLayout", "Layout", "Span", "hidden_states", "use_layouts"]
 
 ATTENTION = "metier"
+_CALL = "call the model through metier.models.attention.hidden_states"
 _PADDING = 1.6  # spans of one bundle differ in length by at most this factor
 _SCORES = 1 << 24  # attention scores of one bundle, at most (per layer)
+_LEAST = 16  # shorter spans count as this long: each reads all of its ancestors' keys and values
 
 
 class Layout(Protocol):
@@ -150,7 +154,7 @@ def _split(ranked: list[int], spans: Sequence[Span], heads: int, context: int) -
         length = spans[number].length
         if parts:
             first = spans[parts[-1][0]].length
-            scores = (len(parts[-1]) + 1) * heads * length * (length + context)
+            scores = (len(parts[-1]) + 1) * heads * max(length, _LEAST) * (length + context)
             if length <= max(first * _PADDING, first + 8) and scores <= _SCORES:
                 parts[-1].append(number)
                 continue
@@ -171,6 +175,8 @@ def _bundle(spans: list[Span], context: list[int], device: torch.device | str) -
     )
 
 
+# Attention modules that project, rotate, attend and project back; Qwen3's norm queries and keys between.
+_LLAMA_LIKE = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
 # Settings that change what a model computes outside of its layers' weights, with the value that changes nothing.
 _PASSED_OVER = {
     "attn_logit_softcapping": 0.0,
@@ -190,6 +196,9 @@ def use_layouts(model: PreTrainedModel) -> PreTrainedModel:
     make_lean(model)
     AttentionInterface.register(ATTENTION, _attention)
     model.config._attn_implementation = ATTENTION
+    for module in model.modules():
+        if type(module).__name__ in _LLAMA_LIKE:
+            module.forward = functools.partial(_llama_like, module)
     return model
 
 
@@ -221,6 +230,26 @@ def hidden_states(model: PreTrainedModel, input_ids_T: Tensor, position_ids_T: T
     return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
 
+def _llama_like(
+    module: Any,
+    hidden_states: Tensor,
+    *,
+    position_embeddings: tuple[Tensor, Tensor],
+    metier_layout: Layout | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """What an attention module of the Llama kind does with one packed row, to the last bit."""
+    assert metier_layout is not None, _CALL
+    x_TE, (cos_TD, sin_TD) = hidden_states[0], (each[0] for each in position_embeddings)
+    shape = (len(x_TE), -1, module.head_dim)
+    query_THD, key_TKD, value_TKD = (p(x_TE).view(shape) for p in (module.q_proj, module.k_proj, module.v_proj))
+    if hasattr(module, "q_norm"):
+        query_THD, key_TKD = module.q_norm(query_THD), module.k_norm(key_TKD)
+    query_HTD, key_KTD = (rotate(each, cos_TD, sin_TD).transpose(0, 1) for each in (query_THD, key_TKD))
+    out_THD = metier_layout.attend(module.layer_idx, query_HTD, key_KTD, value_TKD.transpose(0, 1), module.scaling)
+    return module.o_proj(out_THD.reshape(len(x_TE), -1))[None], None
+
+
 def _attention(
     module: torch.nn.Module,
     query_1HTD: Tensor,
@@ -232,7 +261,7 @@ def _attention(
     metier_layout: Layout | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    assert metier_layout is not None, "call the model through metier.models.attention.hidden_states"
+    assert metier_layout is not None, _CALL
     scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
     out = metier_layout.attend(module.layer_idx, query_1HTD[0], key_1KTD[0], value_1KTD[0], scale)  # type: ignore[arg-type]
     return out[None], None

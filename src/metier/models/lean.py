@@ -1,15 +1,17 @@
-"""The same norms and gates with a third of the memory: what can be computed again is not kept.
+"""The same norms, gates and rotations with less memory and fewer passes: what can be computed again is not kept.
 
 As transformers writes them, a norm keeps two float32 copies of its input for the backward
-pass, and a gated unit keeps its activation beside gate and product. Here a norm keeps its
-input, which the residual stream holds anyway, and one number a token. Forward results are
-the same to the last bit; gradients are those of the same formulas, summed in float32.
-`checkpoint_layers` goes further: each layer keeps its input only and is computed twice.
+pass, a gated unit keeps its activation beside gate and product, and rotating queries and
+keys by position takes twelve passes there and back. Here a norm keeps its input, which the
+residual stream holds anyway, and one number a token; a rotation keeps nothing. Forward
+results are the same to the last bit; gradients are those of the same formulas, of norms
+summed in float32. `checkpoint_layers` goes further: each layer keeps its input only and is
+computed twice.
 
 Left out: norms of other formulas (Gemma's 1 + weight), other activations than SiLU. Such
 modules are left as they are.
 
-Shape legend: T tokens, E hidden size, F inner size of the gated unit.
+Shape legend: T tokens, E hidden size, F inner size of the gated unit, H heads, D head size.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-__all__ = ["checkpoint_layers", "make_lean", "rms_norm", "silu_gate"]
+__all__ = ["checkpoint_layers", "make_lean", "rms_norm", "rotate", "silu_gate"]
 
 # Norms that compute weight * (x / rms(x)), and units that compute down(silu(gate(x)) * up(x)).
 _NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
@@ -67,6 +69,15 @@ def silu_gate(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     return out
 
 
+def rotate(x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    """Rotary position embedding, first half of a head against second: arXiv:2104.09864.
+
+    x1 cos - x2 sin and x2 cos + x1 sin; both halves of `cos_TD`, and of `sin_TD`, are alike.
+    """
+    out: Tensor = _Rotate.apply(x_THD, cos_TD, sin_TD)  # type: ignore[no-untyped-call]
+    return out
+
+
 def _norm_forward(module: Any, x: Tensor) -> Tensor:
     return rms_norm(x, module.weight, module.variance_epsilon)
 
@@ -78,6 +89,26 @@ def _gated_forward(module: Any, x: Tensor) -> Tensor:
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _rotated(x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    half = x_THD.shape[-1] // 2
+    out, sin_T1D = x_THD * cos_TD[:, None], sin_TD[:, None, :half]
+    out[..., :half] -= x_THD[..., half:] * sin_T1D
+    out[..., half:] += x_THD[..., :half] * sin_T1D
+    return out
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grads[0], cos, -sin), None, None
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -1,9 +1,9 @@
 """Attention of a forest by matrix products, with its backward pass written out.
 
 Left to autograd, most of the time of attention over short spans went into copies: of
-scattered rows, of a context that several spans share, of slices' gradients. Here each bundle
-gathers its rows once, multiplies a shared context once for all its spans, and keeps nothing
-but its attention weights for the backward pass.
+scattered rows, of slices and their gradients. Here each bundle gathers its rows once, the
+keys of every span behind those of its ancestors, so that scores, weights and gradients are
+dense as they come, and keeps nothing but its attention weights for the backward pass.
 
 With scores s = scale q k^T + mask, weights w = softmax(s), output o = w v and the slope g of o:
 dv = w^T g, dw = g v^T, ds = w * (dw - sum(w * dw)), dq = scale ds k, dk = scale ds^T q.
@@ -36,8 +36,9 @@ class BundlePlan:
     kept_N: Tensor | None  # which of them are real; None where all are
     place_N: Tensor  # rows of the real ones
     filled_N: Tensor | None  # which of them fill short spans up
-    own_KBS: Tensor  # rows of keys and values, flat
-    context_KP: Tensor | None  # rows of the ancestors' keys and values, flat; None for roots
+    key_KBW: Tensor  # rows of keys and values, flat: the ancestors' and then the span's own
+    own_KBS: Tensor  # those of the spans alone, flat
+    ahead_KP: Tensor  # those of the ancestors alone, flat; none for roots
     bias_QSS: Tensor  # -inf where a query must not see a key of its own span, shape (Q * S, S)
 
     @classmethod
@@ -56,6 +57,9 @@ class BundlePlan:
             real_BS[keep] = True
             real_N = real_BS.view(1, b, 1, s).expand(key_heads, b, each, s).reshape(-1)
             kept, filled = real_N.nonzero()[:, 0], (~real_N).nonzero()[:, 0]
+        own_KBS = tokens_BS[None] * key_heads + k_K[:, None, None]
+        ahead_P = torch.empty(0, dtype=torch.long, device=device) if context_P is None else context_P
+        ahead_KP = ahead_P * key_heads + k_K[:, None]
         return cls(
             key_heads=key_heads,
             spans=b,
@@ -64,45 +68,32 @@ class BundlePlan:
             kept_N=kept,
             place_N=query_N if kept is None else query_N[kept],
             filled_N=filled,
-            own_KBS=(tokens_BS[None] * key_heads + k_K[:, None, None]).reshape(-1),
-            context_KP=None if context_P is None else (context_P * key_heads + k_K[:, None]).reshape(-1),
+            key_KBW=torch.cat([ahead_KP[:, None].expand(-1, b, -1), own_KBS], -1).reshape(-1),
+            own_KBS=own_KBS.reshape(-1),
+            ahead_KP=ahead_KP.reshape(-1),
             bias_QSS=bias_SS.repeat(each, 1),
         )
 
-    def queries(self, rows: Tensor, scale: float) -> Tensor:
-        """The bundle's scaled queries, shape (N, D)."""
-        return rows.index_select(0, self.query_N).mul_(scale)
+    def queries(self, rows: Tensor) -> Tensor:
+        """Rows of the bundle's queries, or of anything that is theirs, shape (K * B, Q * S, D)."""
+        return rows.index_select(0, self.query_N).view(self.key_heads * self.spans, -1, rows.shape[1])
 
-    def own(self, rows: Tensor) -> Tensor:
-        """The spans' own keys or values, shape (K * B, S, D)."""
-        return rows.index_select(0, self.own_KBS).view(self.key_heads * self.spans, self.longest, -1)
+    def keys(self, rows: Tensor) -> Tensor:
+        """Keys or values that each span sees, shape (K * B, W, D)."""
+        return rows.index_select(0, self.key_KBW).view(self.key_heads * self.spans, -1, rows.shape[1])
 
-    def context(self, rows: Tensor) -> Tensor:
-        """The ancestors' keys or values, shape (K, P, D)."""
-        assert self.context_KP is not None
-        return rows.index_select(0, self.context_KP).view(self.key_heads, -1, rows.shape[1])
-
-    def by_span(self, rows: Tensor) -> Tensor:
-        """Anything of the queries, shape (K * B, Q * S, …)."""
-        return rows.reshape(self.key_heads * self.spans, -1, rows.shape[-1])
-
-    def by_head(self, rows: Tensor) -> Tensor:
-        """Anything of the queries, shape (K, B * Q * S, …)."""
-        return rows.reshape(self.key_heads, -1, rows.shape[-1])
-
-    def parts(self, wide_KNW: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Scores or weights: of the context, (K, B * Q * S, P), and of the span itself, (K * B, Q * S, S)."""
-        p = wide_KNW.shape[-1] - self.longest
-        return (wide_KNW[..., :p] if p else None), self.by_span(wide_KNW[..., p:])
-
-    def joined(self, context_KNP: Tensor | None, own: Tensor) -> Tensor:
-        """What `parts` takes apart, shape (K, B * Q * S, W)."""
-        own = self.by_head(own)
-        return own if context_KNP is None else torch.cat([context_KNP, own], -1)
-
-    def put(self, into: Tensor, rows_ND: Tensor) -> None:
-        """Write the real rows to where their queries stand."""
+    def put(self, into: Tensor, queries: Tensor) -> None:
+        """Write what `queries` has taken, computed upon, back to its rows; short spans' fill is dropped."""
+        rows_ND = queries.view(-1, into.shape[1])
         into.index_copy_(0, self.place_N, rows_ND if self.kept_N is None else rows_ND.index_select(0, self.kept_N))
+
+    def add(self, into: Tensor, keys: Tensor) -> None:
+        """Add slopes of what `keys` has taken to its rows; spans that share ancestors are summed first."""
+        wide_KBWD = keys.view(self.key_heads, self.spans, -1, into.shape[1])
+        ahead = wide_KBWD.shape[2] - self.longest
+        into.index_add_(0, self.own_KBS, wide_KBWD[:, :, ahead:].reshape(-1, into.shape[1]))
+        if ahead:
+            into.index_add_(0, self.ahead_KP, wide_KBWD[:, :, :ahead].sum(1).view(-1, into.shape[1]))
 
 
 def attend_by_products(
@@ -127,17 +118,10 @@ class _Products(torch.autograd.Function):
         out = torch.empty_like(query)
         kept = []
         for plan in plans:
-            q = plan.queries(query, scale)
-            own = torch.bmm(plan.by_span(q), plan.own(key).transpose(1, 2)).add_(plan.bias_QSS.to(q.dtype))
-            ahead = None
-            if plan.context_KP is not None:
-                ahead = torch.bmm(plan.by_head(q), plan.context(key).transpose(1, 2))
-            weights = torch.softmax(plan.joined(ahead, own), -1)  # sums in float32 inside, whatever the dtype
-            ahead, own = plan.parts(weights)
-            seen = torch.bmm(own, plan.own(value)).view(q.shape)
-            if ahead is not None:
-                plan.by_head(seen).baddbmm_(ahead, plan.context(value))
-            plan.put(out, seen)
+            scores = torch.bmm(plan.queries(query).mul_(scale), plan.keys(key).transpose(1, 2))
+            scores[..., -plan.longest :].add_(plan.bias_QSS.to(scores.dtype))
+            weights = torch.softmax(scores, -1)  # sums in float32 inside, whatever the dtype
+            plan.put(out, torch.bmm(weights, plan.keys(value)))
             kept.append(weights)
         ctx.save_for_backward(query, key, value, *kept)
         ctx.plans, ctx.scale = plans, scale
@@ -151,28 +135,14 @@ class _Products(torch.autograd.Function):
         slope = slope_THD.reshape(query.shape)
         to_query, to_key, to_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         for plan, weights in zip(ctx.plans, kept, strict=True):
-            q = plan.queries(query, ctx.scale)
-            g = slope.index_select(0, plan.query_N)
+            q, keys, g = plan.queries(query).mul_(ctx.scale), plan.keys(key), plan.queries(slope)
             if plan.filled_N is not None:
-                g.index_fill_(0, plan.filled_N, 0.0)
-            own_key = plan.own(key)
-            ahead, own = plan.parts(weights)
-            through = torch.bmm(plan.by_span(g), plan.own(value).transpose(1, 2))
-            through_ahead = None
-            if ahead is not None:
-                through_ahead = torch.bmm(plan.by_head(g), plan.context(value).transpose(1, 2))
-            scores = torch.ops.aten._softmax_backward_data(
-                plan.joined(through_ahead, through), weights, -1, weights.dtype
-            )
-            to_ahead, to_own = plan.parts(scores)
-            back = torch.bmm(to_own, own_key).view(q.shape)
-            _add(to_key, plan.own_KBS, torch.bmm(to_own.transpose(1, 2), plan.by_span(q)))
-            _add(to_value, plan.own_KBS, torch.bmm(own.transpose(1, 2), plan.by_span(g)))
-            if ahead is not None:
-                plan.by_head(back).baddbmm_(to_ahead, plan.context(key))
-                _add(to_key, plan.context_KP, torch.bmm(to_ahead.transpose(1, 2), plan.by_head(q)))
-                _add(to_value, plan.context_KP, torch.bmm(ahead.transpose(1, 2), plan.by_head(g)))
-            plan.put(to_query, back.mul_(ctx.scale))
+                g.view(-1, g.shape[-1]).index_fill_(0, plan.filled_N, 0.0)
+            plan.add(to_value, torch.bmm(weights.transpose(1, 2), g))
+            through = torch.bmm(g, plan.keys(value).transpose(1, 2))
+            to_scores = torch.ops.aten._softmax_backward_data(through, weights, -1, weights.dtype)
+            plan.add(to_key, torch.bmm(to_scores.transpose(1, 2), q))
+            plan.put(to_query, torch.bmm(to_scores, keys).mul_(ctx.scale))
         t, h = slope_THD.shape[:2]
         shape = (t, len(key) // t, -1)
         return (
@@ -182,7 +152,3 @@ class _Products(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _add(into: Tensor, places: Tensor, rows: Tensor) -> None:
-    into.index_add_(0, places, rows.reshape(-1, into.shape[1]))
