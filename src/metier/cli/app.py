@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from metier.cli.doctor import doctor
+from metier.cli.ledger import ledger_app
 from metier.cli.report import report
 from metier.cli.run import run
 from metier.cli.runs import runs_app
@@ -20,6 +21,7 @@ __all__ = ["app"]
 
 LOOP = "Loop: tasks, episodes, feedback, training, evaluation, report"
 
+FEEDBACK = "Feedback"
 MACHINE = "This machine"
 
 app = typer.Typer(
@@ -52,5 +54,6 @@ def _root(
 app.command("run", rich_help_panel=LOOP)(run)
 app.command("train", rich_help_panel=LOOP)(train)
 app.command("report", rich_help_panel=LOOP)(report)
+app.add_typer(ledger_app, name="ledger", rich_help_panel=FEEDBACK)
 app.command("doctor", rich_help_panel=MACHINE)(doctor)
 app.add_typer(runs_app, name="runs", rich_help_panel=LOOP)

@@ -1,0 +1,184 @@
+"""Phoenix exports: spans in OpenInference's conventions, and annotations.
+
+Spans of kind LLM, as the REST API gives them (`context`, flat `attributes`) or as a data
+frame holds them (columns `context.span_id`, `attributes.llm.input_messages`), from JSON,
+JSON lines or Parquet; annotations of spans, traces and sessions as rows of their own, of
+people as a person's, of models as a judge's, of code as a verifier's.
+
+https://github.com/Arize-ai/openinference/blob/main/spec/semantic_conventions.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+from metier.base.errors import DataError
+from metier.base.ids import content_hash
+from metier.records.traces.calls import (
+    Call,
+    Item,
+    Remark,
+    Skipped,
+    call_of,
+    chat_message,
+    loaded,
+    number,
+    seconds_of,
+    tools_of,
+)
+from metier.records.traces.files import Row
+from metier.records.types import FeedbackKind, Message, Source, SourceKind
+
+__all__ = ["fits", "read"]
+
+_KINDS: dict[str, SourceKind] = {"HUMAN": "person", "LLM": "judge", "CODE": "verifier"}
+
+
+def fits(row: Mapping[str, Any]) -> bool:
+    """Whether a row looks like one of these."""
+    if "annotator_kind" in row:
+        return True
+    return ("context" in row or "context.span_id" in row) and any(k.startswith("attributes") for k in row)
+
+
+def read(rows: Iterable[Row]) -> Iterator[Item]:
+    """Calls and remarks of rows."""
+    for place, raw in rows:
+        row = _nested(raw)
+        try:
+            if "annotator_kind" in row:
+                yield _remark(place, row)
+            elif isinstance(row.get("context"), Mapping):
+                yield from _span(place, row)
+            else:
+                yield Skipped(place, "neither a span nor an annotation")
+        except DataError as error:
+            yield Skipped(place, str(error))
+
+
+def _nested(value: Any) -> Any:
+    """Dotted keys as nested objects, and objects of numbered keys as lists."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_nested(v) for v in value]
+    if not isinstance(value, Mapping):
+        return value
+    out: dict[str, Any] = {}
+    for key, one in value.items():
+        *path, last = str(key).split(".")
+        place = out
+        for name in path:
+            step = place.setdefault(name, {})
+            if not isinstance(step, dict):
+                step = place[name] = {"": step}
+            place = step
+        found = _nested(one)
+        if isinstance(found, dict) and isinstance(place.get(last), dict):
+            place[last].update(found)
+        else:
+            place[last] = found
+    return _listed(out)
+
+
+def _listed(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    found = {k: _listed(v) for k, v in value.items()}
+    if found and all(k.isdigit() for k in found):
+        return [found[k] for k in sorted(found, key=int)]
+    return found
+
+
+def _at(value: Any, *path: str) -> Any:
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _span(place: str, row: Mapping[str, Any]) -> Iterator[Item]:
+    said = row.get("attributes") or {}
+    kind = row.get("span_kind") or _at(said, "openinference", "span", "kind")
+    if str(kind).upper() != "LLM":
+        return  # a chain, a tool, an agent: what it did stands in the calls around it
+    span_id, trace_id = str(row["context"].get("span_id")), str(row["context"].get("trace_id"))
+    given = [_message(m) for m in _at(said, "llm", "input_messages") or ()]
+    if not given and isinstance(_at(said, "input", "value"), str):
+        given = [Message(role="user", content=said["input"]["value"])]
+    if not given:
+        raise DataError("its messages were not recorded; let the instrumentation record inputs")
+    answers = _at(said, "llm", "output_messages") or ()
+    failed = str(row.get("status_code", "")).upper() == "ERROR"
+    output = _message(answers[0]) if answers else None
+    if output is None and not failed and isinstance(_at(said, "output", "value"), str):
+        output = Message(role="assistant", content=said["output"]["value"])
+    asked = loaded(_at(said, "llm", "invocation_parameters")) or {}
+    began, ended = (seconds_of(row.get(name)) for name in ("start_time", "end_time"))
+    tools = [loaded(_at(t, "tool", "json_schema")) for t in _at(said, "llm", "tools") or ()]
+    yield Call(
+        id=span_id,
+        trace=trace_id,
+        conversation=str(_at(said, "session", "id") or trace_id),
+        input=tuple(given),
+        output=output,
+        place=place,
+        tools=tools_of(tools),
+        model=str(_at(said, "llm", "model_name") or ""),
+        sampling={k: asked[k] for k in ("temperature", "top_p", "top_k", "max_tokens") if asked.get(k) is not None}
+        if isinstance(asked, Mapping)
+        else {},
+        input_tokens=int(number(_at(said, "llm", "token_count", "prompt")) or 0),
+        output_tokens=int(number(_at(said, "llm", "token_count", "completion")) or 0),
+        started_at=began or 0.0,
+        seconds=max(0.0, ended - began) if began is not None and ended is not None else 0.0,
+        error=str(row.get("status_message") or "the call failed") if failed else None,
+        meta={"name": row["name"]} if row.get("name") else {},
+    )
+
+
+def _message(raw: Any) -> Message:
+    said = _at(raw, "message")
+    if not isinstance(said, Mapping):
+        raise DataError("a message is not in OpenInference's form: it has no `message`")
+    content = said.get("content")
+    if content is None and said.get("contents"):
+        content = [_at(part, "message_content") for part in said["contents"]]
+    calls = []
+    for one in said.get("tool_calls") or ():
+        function = _at(one, "tool_call", "function") or {}
+        call = call_of(function.get("name"), function.get("arguments"), _at(one, "tool_call", "id"))
+        calls.append({"id": call.id, "function": {"name": call.name, "arguments": call.arguments}})
+    plain = {k: said.get(k) for k in ("role", "tool_call_id", "name") if said.get(k) is not None}
+    return chat_message({**plain, "content": content, "tool_calls": calls})
+
+
+def _remark(place: str, row: Mapping[str, Any]) -> Remark | Skipped:
+    name, result = str(row.get("name") or "annotation"), row.get("result") or row
+    score, label, why = number(result.get("score")), result.get("label"), result.get("explanation")
+    kind: FeedbackKind = "score" if score is not None else "label"
+    if score is None and not label:
+        return Skipped(place, f"the annotation {name!r} has neither a score nor a label")
+    targets: list[tuple[Literal["call", "trace", "conversation"], Any]] = [
+        ("call", row.get("span_id") or _at(row, "context", "span_id")),
+        ("trace", row.get("trace_id")),
+        ("conversation", row.get("session_id")),
+    ]
+    named = [target for target in targets if target[1]]
+    if not named:
+        return Skipped(place, f"the annotation {name!r} is about nothing: no span, trace or session")
+    about, of = named[0]
+    by = str(row.get("annotator_kind")).upper()
+    who = row.get("user_id") or row.get("identifier") or name
+    return Remark(
+        about=about,
+        of=str(of),
+        key=str(row.get("id") or content_hash([of, name, row.get("identifier") or "", by])),
+        criterion=name,
+        kind=kind,
+        value=score if score is not None else str(label),
+        source=Source(kind=_KINDS.get(by, "production"), name=str(who), version="1"),
+        place=place,
+        reason=str(why or ""),
+        at=seconds_of(row.get("updated_at") or row.get("created_at")),
+    )
