@@ -17,7 +17,7 @@ import torch
 from metier.models.hub import load_model, load_tokenizer
 from metier.models.renderer import get_renderer
 from metier.records.types import Message, Sampling
-from metier.rollout.engine import Request
+from metier.rollout.engine import Request, converse
 from metier.rollout.torch_engine import TorchEngine
 from metier.tasks.desk.family import DeskFamily
 from metier.train.checkpoints import save_model
@@ -62,10 +62,10 @@ def test_a_checkpoint_speaks_the_same_in_vllm(tmp_path: Path) -> None:
     messages = (Message(role="system", content="Be brief."), Message(role="user", content="When are you open?"))
 
     drawn: dict[int, tuple[tuple[int, ...], tuple[float, ...]]] = {}
-    TorchEngine(model).generate(
-        [Request(prompt, 0, number) for number, prompt in enumerate(prompts)],
-        Sampling(temperature=0.0, max_turn_tokens=WORDS, max_tokens=WORDS, max_turns=1),
-        renderer.stop_ids,
+    greedy = Sampling(temperature=0.0, max_turn_tokens=WORDS, max_tokens=WORDS, max_turns=1)
+    converse(
+        TorchEngine(model),
+        [Request(prompt, 0, number, greedy, renderer.stop_ids) for number, prompt in enumerate(prompts)],
         lambda number, turn: drawn.__setitem__(number, (turn.token_ids, turn.logprobs)),
     )
     done = subprocess.run(

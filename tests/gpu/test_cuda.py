@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from metier.models.attention import use_layouts
 from metier.records.types import Sampling
-from metier.rollout.engine import Drawn, Request
+from metier.rollout.engine import Drawn, Request, converse
 from metier.rollout.torch_engine import TorchEngine
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.policy import PolicyGradient
@@ -84,7 +84,8 @@ def test_gradients_are_those_of_the_processor(
 
 
 def test_greedy_turns_are_those_of_the_processor(models: tuple[PreTrainedModel, PreTrainedModel]) -> None:
-    requests = [Request(e.token_ids[:8], 6, seed=n) for n, e in enumerate(examples())]
+    greedy = Sampling(temperature=0.0, max_turn_tokens=8)
+    requests = [Request(e.token_ids[:8], 6, n, greedy, frozenset({5})) for n, e in enumerate(examples())]
     found = []
     for model in models:
         turns: dict[int, tuple[int, ...]] = {}
@@ -92,8 +93,7 @@ def test_greedy_turns_are_those_of_the_processor(models: tuple[PreTrainedModel, 
         def on_turn(number: int, drawn: Drawn, turns: dict[int, tuple[int, ...]] = turns) -> None:
             turns[number] = drawn.token_ids
 
-        engine = TorchEngine(use_layouts(model), rows=4, pass_tokens=16)
-        engine.generate(requests, Sampling(temperature=0.0, max_turn_tokens=8), frozenset({5}), on_turn)
+        converse(TorchEngine(use_layouts(model), rows=4, pass_tokens=16), requests, on_turn)
         found.append(turns)
     assert found[0] == found[1]
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
+from metier.base.errors import DataError
 from metier.models.attention import ForestLayout, Span, hidden_states, use_layouts
 from metier.models.logprobs import token_logprobs
 from metier.records.types import Sampling
-from metier.rollout.engine import Drawn, Request
+from metier.rollout.engine import Drawn, Engine, OnTurn, Request, converse
 from metier.rollout.torch_engine import TorchEngine, _buckets, _inverse, _truncate
 from tiny import tiny_config
 
 VOCABULARY = 97
 STOP = frozenset({5})
+CONFIG = {"vocab_size": VOCABULARY, "initializer_range": 0.3, "tie_word_embeddings": False}
 
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
     torch.manual_seed(3)
-    config = tiny_config(vocab_size=VOCABULARY, initializer_range=0.3, tie_word_embeddings=False)
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(tiny_config(**CONFIG)).eval()
 
 
 def full_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
@@ -29,6 +33,11 @@ def full_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
     layout = ForestLayout([Span(0, len(tokens))], heads=4)
     hidden = hidden_states(use_layouts(model), torch.tensor(tokens), torch.arange(len(tokens)), layout)
     return model.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
+
+
+def run(engine: Engine, requests: list[Request], sampling: Sampling, stop_ids: frozenset[int], on_turn: OnTurn) -> None:
+    """Converse with all requests in the same way."""
+    converse(engine, [replace(r, sampling=sampling, stop_ids=stop_ids) for r in requests], on_turn)
 
 
 def prompts(n: int) -> list[Request]:
@@ -62,7 +71,7 @@ def test_greedy_turns_equal_recomputing_everything(model: PreTrainedModel) -> No
         return said
 
     engine = TorchEngine(use_layouts(model), rows=4, pass_tokens=16)
-    engine.generate(requests, Sampling(temperature=0.0, max_turn_tokens=6), STOP, on_turn)
+    run(engine, requests, Sampling(temperature=0.0, max_turn_tokens=6), STOP, on_turn)
     for number, tokens in enumerate(whole):
         logits = full_logits(model, tokens)
         for place, logprob in logprobs[number]:
@@ -80,12 +89,11 @@ def test_greedy_equals_transformers_generate(model: PreTrainedModel) -> None:
     def on_turn(number: int, drawn: Drawn) -> None:
         got.extend(drawn.token_ids)
 
-    TorchEngine(use_layouts(model)).generate(
-        [request], Sampling(temperature=0.0, max_turn_tokens=12), frozenset(), on_turn
-    )
-    model.config._attn_implementation = "eager"
+    run(TorchEngine(use_layouts(model)), [request], Sampling(temperature=0.0, max_turn_tokens=12), frozenset(), on_turn)
+    plain = LlamaForCausalLM(tiny_config(**CONFIG, attn_implementation="eager")).eval()
+    plain.load_state_dict(model.state_dict())
     ids = torch.tensor([request.prompt])
-    expected = model.generate(
+    expected = plain.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=None, pad_token_id=0
     )
     assert got == expected[0, 10:].tolist()
@@ -100,9 +108,7 @@ def test_sampler_and_trainer_agree_on_the_same_tokens(model: PreTrainedModel, te
     def on_turn(number: int, drawn: Drawn) -> None:
         found[number] = drawn
 
-    TorchEngine(use_layouts(model)).generate(
-        requests, Sampling(temperature=temperature, max_turn_tokens=10), STOP, on_turn
-    )
+    run(TorchEngine(use_layouts(model)), requests, Sampling(temperature=temperature, max_turn_tokens=10), STOP, on_turn)
     for number, drawn in found.items():
         tokens = [*requests[number].prompt, *drawn.token_ids]
         start = len(requests[number].prompt)
@@ -124,7 +130,7 @@ def test_each_request_draws_by_its_own_seed(model: PreTrainedModel) -> None:
         def on_turn(number: int, drawn: Drawn) -> None:
             found[requests[number].seed] = drawn.token_ids
 
-        TorchEngine(use_layouts(model), rows=3).generate(requests, Sampling(max_turn_tokens=8), STOP, on_turn)
+        run(TorchEngine(use_layouts(model), rows=3), requests, Sampling(max_turn_tokens=8), STOP, on_turn)
         return found
 
     requests = prompts(8)
@@ -158,7 +164,7 @@ def test_siblings_are_computed_once_until_they_part(
             return (50, 51, 52) if seed % 5 else (60, 61)
 
         sampling = Sampling(temperature=0.3, max_turn_tokens=5)
-        TorchEngine(use_layouts(model), rows=rows).generate(requests, sampling, STOP, on_turn)
+        run(TorchEngine(use_layouts(model), rows=rows), requests, sampling, STOP, on_turn)
         return found
 
     requests = [Request((11, 12, 13, 14), 2 * (seed < 8), seed=seed) for seed in range(seeds)]
@@ -197,3 +203,85 @@ def test_truncation_keeps_the_words_it_should() -> None:
     assert _truncate(probabilities, Sampling(top_k=2))[0].count_nonzero() == 2
     # 0.5 + 0.3 reaches 0.7, so the third word is left out
     assert _truncate(probabilities, Sampling(top_p=0.7))[0].tolist()[2:] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("rows", [2, 5, 16])
+def test_conversations_that_wait_leave_their_slots_and_come_back_as_they_were(
+    model: PreTrainedModel, rows: int
+) -> None:
+    """Replies come any number of steps later, siblings' too; every turn is as if all had been answered at once."""
+    how = Sampling(temperature=0.3, max_turn_tokens=4)
+    requests = [Request((11, 12, 13, 14 + n // 3), 2, seed=n, sampling=how, stop_ids=STOP) for n in range(12)]
+
+    def said(number: int, turn: int) -> tuple[int, ...] | None:
+        return None if turn == 3 else (50, 51 + number % 2)
+
+    wanted: dict[int, list[Drawn]] = {n: [] for n in range(12)}
+
+    def on_turn(number: int, drawn: Drawn) -> tuple[int, ...] | None:
+        wanted[number].append(drawn)
+        return said(number, len(wanted[number]))
+
+    converse(TorchEngine(use_layouts(model), rows=rows), requests, on_turn)
+
+    session = TorchEngine(use_layouts(model), rows=rows).session()
+    found: dict[int, list[Drawn]] = {n: [] for n in range(12)}
+    waiting: list[tuple[int, int]] = []  # until which step, who
+    for number, request in enumerate(requests):
+        session.add(number, request)
+    chance = random.Random(rows)
+    most = step = 0
+    while session.speaking or waiting:
+        for number, drawn in session.step():
+            found[number].append(drawn)
+            waiting.append((step + chance.choice([0, 0, 1, 3, 9]), number))
+        for due, number in [w for w in waiting if w[0] <= step]:
+            waiting.remove((due, number))
+            answer = said(number, len(found[number]))
+            if answer is None:
+                session.end(number)
+            else:
+                session.reply(number, answer)
+        most, step = max(most, len(waiting)), step + 1
+    assert most > 2
+    assert [[d.token_ids for d in found[n]] for n in range(12)] == [[d.token_ids for d in wanted[n]] for n in range(12)]
+    for mine, theirs in zip(found.values(), wanted.values(), strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+
+
+def test_conversations_of_one_batch_sample_each_in_their_own_way(model: PreTrainedModel) -> None:
+    ways = [Sampling(temperature=t, top_k=k, max_turn_tokens=n) for t, k, n in ((0.0, 0, 3), (1.0, 1, 5), (0.7, 0, 6))]
+    requests = [Request((9, 10, 11), 0, seed=n, sampling=ways[n % 3], stop_ids=frozenset()) for n in range(9)]
+
+    def sample(some: list[Request]) -> dict[int, tuple[int, ...]]:
+        found: dict[int, tuple[int, ...]] = {}
+
+        def on_turn(number: int, drawn: Drawn) -> None:
+            found[some[number].seed] = drawn.token_ids
+
+        converse(TorchEngine(use_layouts(model)), some, on_turn)
+        return found
+
+    together = sample(requests)
+    for request in requests:
+        assert sample([request]) == {request.seed: together[request.seed]}
+    assert [len(together[n]) for n in range(3)] == [3, 5, 6]
+    assert together[0] == together[1][:3]  # greedy, and the best word alone
+
+
+def test_long_prompts_are_read_in_parts_and_the_context_ends_a_turn(model: PreTrainedModel) -> None:
+    prompt = tuple(6 + n % 80 for n in range(60))
+    greedy = Sampling(temperature=0.0, max_turn_tokens=9)
+    found: dict[int, Drawn] = {}
+    for parts in (1000, 16):
+        engine = TorchEngine(use_layouts(model), pass_tokens=parts)
+        converse(engine, [Request(prompt, 0, 0, greedy)], lambda _, drawn, parts=parts: found.__setitem__(parts, drawn))
+    assert found[1000].token_ids == found[16].token_ids
+    engine = TorchEngine(use_layouts(model))
+    engine.context = 64
+    converse(engine, [Request(prompt, 0, 0, greedy)], lambda _, drawn: found.__setitem__(0, drawn))
+    assert (found[0].token_ids, found[0].stop) == (found[16].token_ids[:4], "length")
+    engine.context = 60
+    with pytest.raises(DataError, match="a prompt of 60 tokens does not fit the model, which reads 60"):
+        engine.session().add(0, Request(prompt, 0, 0, greedy))

@@ -23,7 +23,7 @@ from metier.recipes.settings import Recipe
 from metier.records.ledger import Ledger
 from metier.records.types import Episode, Message, Run, Sampling, Task, ToolCall, VerifierSpec, Weights
 from metier.records.values import lowest
-from metier.rollout.engine import Drawn, OnTurn, Request
+from metier.rollout.engine import Drawn, Request
 from metier.rollout.episodes import Plan, kept_episodes, run_episodes
 from metier.rollout.tools import describe, tool
 from metier.train.advantages import advantages
@@ -65,14 +65,31 @@ TASK = Task(
 class Scripted:
     """An engine that says what is written: the smallest thing that keeps the protocol."""
 
-    def __init__(self, turns: list[list[tuple[int, ...]]]) -> None:
-        self.turns = turns
+    context = 1 << 20
 
-    def generate(self, requests: list[Request], sampling: Sampling, stop_ids: frozenset[int], on_turn: OnTurn) -> None:
-        for number in range(len(requests)):
-            for ids in self.turns[number]:
-                if on_turn(number, Drawn(ids, (-0.1,) * len(ids), "stop")) is None:
-                    break
+    def __init__(self, turns: list[list[tuple[int, ...]]]) -> None:
+        self.turns = [list(some) for some in turns]
+        self.due: list[int] = []
+
+    def session(self) -> Scripted:
+        return self
+
+    def add(self, number: int, request: Request) -> None:
+        self.due.append(number)
+
+    def reply(self, number: int, token_ids: tuple[int, ...]) -> None:
+        self.due.append(number)
+
+    def end(self, number: int) -> None:
+        pass
+
+    @property
+    def speaking(self) -> bool:
+        return bool(self.due)
+
+    def step(self) -> list[tuple[int, Drawn]]:
+        due, self.due = self.due, []
+        return [(n, Drawn(ids := self.turns[n].pop(0), (-0.1,) * len(ids), "stop")) for n in due]
 
 
 def test_a_broken_tool_or_verifier_is_not_charged_to_the_policy() -> None:

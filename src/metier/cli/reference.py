@@ -41,6 +41,7 @@ PARTS: tuple[tuple[str, type[Settings]], ...] = (
     ("`reward`, of an `rl` stage", recipe.RewardSettings),
     ("`overlong`, of a reward", recipe.Overlong),
     ("`sampling`, of an `rl` or `evaluate` stage", recipe.SamplingSettings),
+    ("`tools`", recipe.ToolSettings),
     ("A stage of kind `report`", recipe.Report),
     ("`metier train`", FitSettings),
 )

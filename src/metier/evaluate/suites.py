@@ -18,7 +18,7 @@ from metier.records.ledger import Ledger
 from metier.records.types import Episode, Feedback, Sampling, Task, Weights
 from metier.records.values import lowest_by_episode
 from metier.rollout.engine import Engine
-from metier.rollout.episodes import Plan, kept_episodes, plan_id, run_episodes
+from metier.rollout.episodes import Plan, ToolLimits, kept_episodes, plan_id, run_episodes
 from metier.stats.intervals import share_interval
 
 __all__ = ["evaluate", "successes", "summary"]
@@ -38,6 +38,7 @@ def evaluate(
     chunk: int,
     executor: Executor,
     on_chunk: Callable[[int, int, Sequence[Episode], Sequence[Feedback]], None],
+    tools: ToolLimits | None = None,
 ) -> dict[str, list[float | None]]:
     """Success of each task by split, in the order of the tasks; None where it is unscored.
 
@@ -57,7 +58,15 @@ def evaluate(
         if all(plan.id in judged for plan in plans):
             continue
         draw = functools.partial(
-            run_episodes, engine, renderer, plans, sampling=sampling, weights=weights, run_id=run_id, stage=stage
+            run_episodes,
+            engine,
+            renderer,
+            plans,
+            sampling=sampling,
+            weights=weights,
+            run_id=run_id,
+            stage=stage,
+            tools=tools,
         )
         episodes = kept_episodes(ledger, plans, draw)
         feedback = verify_episodes(by_id, episodes, executor, run_id=run_id)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-__all__ = ["ExtendLayout", "KVCache", "PrefixLayout"]
+__all__ = ["ExtendLayout", "KVCache", "ParkedRow", "PrefixLayout"]
 
 _GROW = 32  # slots grow by this many tokens
 _SLOTS = 16  # and become more by this many
@@ -108,6 +108,33 @@ class KVCache:
                 tensor[target, :, :length] = tensor[source, :, :length]
         self.lengths[target] = length
         self.prefix_of[target] = self.prefix_of[source]
+
+    def take_out(self, row: int) -> ParkedRow:
+        """A copy of what a slot holds, for `put_back`; the slot may then be used otherwise."""
+        length = self.lengths[row]
+        layers = [
+            torch.stack([store[layer][row, :, :length] for store in (self._keys, self._values)])
+            for layer in range(self.layers)
+        ]
+        return ParkedRow(self.prefix_of[row], length, layers)
+
+    def put_back(self, row: int, parked: ParkedRow) -> None:
+        """Fill a slot with what `take_out` gave."""
+        self.reserve(row + 1, parked.length)
+        for layer, pair in enumerate(parked.layers):
+            for store, tensor in zip((self._keys, self._values), pair, strict=True):
+                store[layer][row, :, : parked.length] = tensor
+        self.lengths[row] = parked.length
+        self.prefix_of[row] = parked.prefix
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedRow:
+    """A conversation out of its slot."""
+
+    prefix: int
+    length: int  # own tokens
+    layers: list[Tensor]  # keys and values, each (2, K, length, D)
 
 
 class PrefixLayout:

@@ -236,6 +236,7 @@ def _sample(
         weights=context.weights(settings.name, step),
         run_id=context.run_id,
         stage=settings.name,
+        tools=context.recipe.tools.limits(),
     )
     episodes = kept_episodes(context.ledger, plans, draw)
     feedback = verify_episodes({t.id: t for t in tasks}, episodes, context.executor, run_id=context.run_id)
@@ -412,6 +413,7 @@ def _look(context: Context, settings: Rl, trainer: Trainer, step: int) -> None:
         seed=context.recipe.seed,
         chunk=len(tasks),
         executor=context.executor,
+        tools=context.recipe.tools.limits(),
         on_chunk=lambda *_: None,
     )
     context.emit(settings.name, "eval", step=step, split=settings.eval_split, **summary(found[settings.eval_split]))

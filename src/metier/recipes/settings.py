@@ -16,6 +16,7 @@ from metier.base.config import Settings, did_you_mean
 from metier.models.adapters import Adapter
 from metier.models.hub import Device
 from metier.records.types import Sampling, Stage
+from metier.rollout.episodes import ToolLimits
 from metier.train.objectives.policy import ADVANTAGES
 from metier.train.objectives.registry import get_objective
 from metier.train.optimizer import Learning, Schedule
@@ -33,6 +34,7 @@ __all__ = [
     "Sft",
     "StageSettings",
     "TaskSettings",
+    "ToolSettings",
 ]
 
 BASE = "base"
@@ -75,10 +77,24 @@ class SamplingSettings(Settings):
     max_turn_tokens: Positive = 72
     max_tokens: Positive = 320
     max_turns: Positive = 8
+    max_calls: Positive = 64  # tool calls of an episode
+    max_seconds: Annotated[float, Field(ge=0)] = 0.0  # of an episode, looked at between turns; 0 is no bound
 
     def record(self) -> Sampling:
         """The same as a record."""
         return Sampling(**self.model_dump())
+
+
+class ToolSettings(Settings):
+    """How tools are run."""
+
+    workers: Positive = 1  # at once, for tools that wait on something; 1 keeps episodes the same on every run
+    seconds: Annotated[float, Field(gt=0)] = 60.0  # that a turn's calls may take, where there are several workers
+    characters: Positive = 20_000  # of one answer; the rest is cut
+
+    def limits(self) -> ToolLimits:
+        """The same for the episode runner."""
+        return ToolLimits(**self.model_dump())
 
 
 class Evaluate(Settings):
@@ -230,6 +246,7 @@ class Recipe(Settings):
     plugins: tuple[str, ...] = ()  # Python files that register tools and verifiers
     tracker: str = "none"  # "tensorboard" also writes TensorBoard files
     threads: Positive | None = None  # of torch; its own choice unless told
+    tools: ToolSettings = ToolSettings()
     workers: Positive = 1  # verifiers and oracles that work at once, for those that wait on something
     save_seconds: Annotated[float, Field(ge=0)] = 60.0  # a crash loses this much work, or two steps
     keep_states: Positive = 1  # of a training stage's states to go on from, how many stay

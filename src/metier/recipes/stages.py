@@ -103,6 +103,7 @@ def _evaluate(context: Context, settings: Evaluate) -> Mapping[str, Any]:
         seed=context.recipe.seed,
         chunk=settings.chunk,
         executor=context.executor,
+        tools=context.recipe.tools.limits(),
         on_chunk=on_chunk,
     )
     result = {}

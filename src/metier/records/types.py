@@ -55,7 +55,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 FeedbackKind = Literal["score", "preference", "ranking", "label", "correction", "demonstration", "forecast"]
 SourceKind = Literal["verifier", "judge", "person", "execution", "tool", "production", "outcome"]
 Status = Literal["scored", "unscored", "pending", "retracted"]
-StopReason = Literal["stop", "length", "turns", "tokens", "error", "user"]
+StopReason = Literal["stop", "length", "turns", "tokens", "calls", "time", "context", "error", "user"]
 Boundary = Literal["policy", "environment", "sandbox", "engine", "judge", "network"]
 DatasetKind = Literal["demonstrations", "pairs", "unpaired", "steps", "rl", "forecasts"]
 
@@ -253,6 +253,8 @@ class Sampling:
     max_turn_tokens: int = 96  # tokens of one assistant turn
     max_tokens: int = 512  # assistant tokens of the whole episode
     max_turns: int = 8  # assistant turns
+    max_calls: int = 64  # tool calls of the whole episode
+    max_seconds: float = 0.0  # wall time of the whole episode, looked at between turns; 0 is no bound
     stop: tuple[str, ...] = ()
 
 

@@ -1,19 +1,23 @@
 """What an engine is: something that continues conversations, token by token.
 
-An engine is handed requests and calls back at the end of each assistant turn with the
-exact tokens that it drew; the callback returns the tokens that come next (what a tool or
-the user said), or None when the conversation is over. Nothing is ever tokenised again.
+A *session* is a set of conversations under way. `add` begins one; `step` draws on for all
+that speak and returns the turns that ended, with the exact tokens that were drawn; then
+`reply` says what comes next in a conversation (what a tool or the user said), at once or
+steps later, and `end` lets go of it. While a conversation waits for its tool the others go
+on. Nothing is ever tokenised again.
+
+`converse` is the loop over a session for those who answer every turn at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from metier.records.types import Sampling
 
-__all__ = ["Drawn", "Engine", "OnTurn", "Request"]
+__all__ = ["Drawn", "Engine", "OnTurn", "Request", "Session", "converse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,8 @@ class Request:
     prompt: tuple[int, ...]
     prefix: int
     seed: int
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_ids: frozenset[int] = frozenset()  # a turn ends with one of these
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +40,53 @@ class Drawn:
     stop: Literal["stop", "length"]
 
 
-OnTurn = Callable[[int, Drawn], "tuple[int, ...] | None"]
+class Session(Protocol):
+    """Conversations under way. The same ones, answered at the same steps, give the same tokens on one machine."""
+
+    def add(self, number: int, request: Request) -> None:
+        """Begin a conversation under a number of its own."""
+        ...
+
+    def step(self) -> list[tuple[int, Drawn]]:
+        """Draw on for all that speak; the turns that have ended. Returns at once where nobody can speak."""
+        ...
+
+    def reply(self, number: int, token_ids: tuple[int, ...]) -> None:
+        """What comes next in a conversation whose turn has ended."""
+        ...
+
+    def end(self, number: int) -> None:
+        """Let go of a conversation whose turn has ended."""
+        ...
+
+    @property
+    def speaking(self) -> bool:
+        """Whether `step` has something to draw."""
+        ...
 
 
 class Engine(Protocol):
-    """Continues many conversations at once."""
+    """Holds many conversations at once."""
 
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling, stop_ids: frozenset[int], on_turn: OnTurn
-    ) -> None:
-        """Run every request until `on_turn(number of the request, turn)` returns None for it.
+    context: int  # tokens that a conversation may have
 
-        The same requests give the same tokens on the same machine.
-        """
+    def session(self) -> Session:
+        """A new set of conversations; one at a time."""
         ...
+
+
+OnTurn = Callable[[int, Drawn], "tuple[int, ...] | None"]
+
+
+def converse(engine: Engine, requests: Sequence[Request], on_turn: OnTurn) -> None:
+    """Run every request until `on_turn(its number, turn)` returns None instead of what comes next."""
+    session = engine.session()
+    for number, request in enumerate(requests):
+        session.add(number, request)
+    while session.speaking:
+        for number, drawn in session.step():
+            said = on_turn(number, drawn)
+            if said is None:
+                session.end(number)
+            else:
+                session.reply(number, said)

@@ -1,26 +1,42 @@
 """Many multi-turn episodes at once: an engine draws turns, environments answer them.
 
 A call that the policy got wrong is answered with an error in the tool's result and stays
-the policy's; an environment that breaks ends its own episode with a named boundary and
-leaves its siblings alone. Every token that the policy drew is kept as it was drawn.
+the policy's; an environment that breaks, or takes longer than it may, ends its own episode
+with a named boundary and leaves its siblings alone. Every token that the policy drew is
+kept as it was drawn.
+
+With one worker environments answer between two steps of the engine, which makes episodes
+the same on every run. With several they answer in threads while the engine goes on with
+the others, which is for tools that wait on something; then the order in which answers
+arrive decides which episodes are computed together, and the last bits of their numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 
 from metier.base.clock import monotonic, now
 from metier.base.ids import derive_id
 from metier.models.renderer import Renderer
 from metier.records.ledger import Ledger
-from metier.records.types import Boundary, Cost, Episode, Message, Sampling, StopReason, Task, Weights
-from metier.rollout.engine import Drawn, Engine, Request
+from metier.records.types import Boundary, Cost, Episode, Message, Sampling, StopReason, Task, ToolCall, Weights
+from metier.rollout.engine import Drawn, Engine, Request, Session
 from metier.rollout.tools import ToolBox
 from metier.tasks.protocol import Environment, EnvironmentFailure
 from metier.tasks.registry import get_family
 
-__all__ = ["Plan", "environment_for", "kept_episodes", "plan_id", "run_episodes"]
+__all__ = ["Plan", "ToolLimits", "environment_for", "kept_episodes", "plan_id", "run_episodes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolLimits:
+    """How tools are run: how many at once, how long one may take, how much it may say."""
+
+    workers: int = 1  # 1: in the calling thread, between two steps of the engine
+    seconds: float = 60.0  # of one turn's calls; looked at with several workers only
+    characters: int = 20_000  # of one answer; the rest is cut, and the policy is told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,27 +86,128 @@ def run_episodes(
     weights: Weights,
     run_id: str,
     stage: str,
+    tools: ToolLimits | None = None,
 ) -> list[Episode]:
     """Run every plan to its end and return the episodes in the order of the plans."""
-    live = [_start(plan, renderer) for plan in plans]
-    requests = [
-        Request(
-            tuple(episode.token_ids),
-            renderer.render(plan.task.messages, plan.task.tools, prompt=True).prefix,
-            plan.seed,
-        )
-        for plan, episode in zip(plans, live, strict=True)
-    ]
-    began = monotonic()
+    runner = _Runner(engine.session(), renderer, sampling, tools or ToolLimits(), engine.context)
+    for plan in plans:
+        runner.begin(plan)
+    runner.run()
+    return [_finish(e, renderer, sampling, weights, run_id, stage) for e in runner.live]
 
-    def on_turn(number: int, drawn: Drawn) -> tuple[int, ...] | None:
-        episode = live[number]
-        said = _advance(episode, drawn, renderer, sampling)
-        episode.seconds = monotonic() - began
-        return said
 
-    engine.generate(requests, sampling, renderer.stop_ids, on_turn)
-    return [_finish(e, renderer, sampling, weights, run_id, stage) for e in live]
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What an environment said to a turn: messages, or None at the end, or that it broke."""
+
+    messages: list[Message] | None
+    error: str | None = None
+
+
+class _Runner:
+    """The loop between a session and the environments."""
+
+    def __init__(
+        self, session: Session, renderer: Renderer, sampling: Sampling, tools: ToolLimits, context: int
+    ) -> None:
+        self.live: list[_Live] = []
+        self._session, self._renderer, self._sampling, self._tools = session, renderer, sampling, tools
+        self._context = context
+        self._answering: dict[Future[_Answers], int] = {}
+        self._due: dict[int, float] = {}  # when an environment must have answered
+        self._began = monotonic()
+
+    def begin(self, plan: Plan) -> None:
+        """Hand a plan to the session; one whose prompt is too long ends at once."""
+        live, number = _start(plan, self._renderer), len(self.live)
+        self.live.append(live)
+        if len(live.token_ids) >= self._context:
+            n = len(live.token_ids)
+            live.stop, live.boundary = "error", "engine"
+            live.error = f"the prompt has {n} tokens and the model reads {self._context}: no room for a word"
+            return
+        prefix = self._renderer.render(plan.task.messages, plan.task.tools, prompt=True).prefix
+        request = Request(tuple(live.token_ids), prefix, plan.seed, self._sampling, self._renderer.stop_ids)
+        self._session.add(number, request)
+
+    def run(self) -> None:
+        """Until every episode has ended."""
+        if self._tools.workers == 1:
+            while self._session.speaking:
+                for number, drawn in self._session.step():
+                    self._took(number, drawn)
+            return
+        pool = ThreadPoolExecutor(self._tools.workers)
+        try:
+            while self._session.speaking or self._answering:
+                for number, drawn in self._session.step():
+                    self._took(number, drawn, pool)
+                self._collect(at_leisure=not self._session.speaking)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a tool that hangs must not hold up the rest
+
+    def _took(self, number: int, drawn: Drawn, pool: ThreadPoolExecutor | None = None) -> None:
+        live = self.live[number]
+        calls, text = _hear(live, drawn, self._renderer)
+        live.seconds = monotonic() - self._began
+        if (stop := self._over(live, drawn)) is not None:
+            live.stop = stop
+            self._session.end(number)
+        elif pool is None or not calls:
+            self._told(number, _answers(live.environment, calls, text, self._tools.characters))
+        else:
+            future = pool.submit(_answers, live.environment, calls, text, self._tools.characters)
+            self._answering[future] = number
+            self._due[number] = monotonic() + self._tools.seconds
+
+    def _over(self, live: _Live, drawn: Drawn) -> StopReason | None:
+        """Why the episode ends with this turn whatever its environment would say, if it does."""
+        if drawn.stop == "length":
+            return "context" if len(live.token_ids) >= self._context else "length"
+        return "calls" if live.calls > self._sampling.max_calls else None
+
+    def _collect(self, *, at_leisure: bool) -> None:
+        """Take in what environments have answered; with nothing else to do, wait for it."""
+        if not self._answering:
+            return
+        until = max(0.0, min(self._due.values()) - monotonic()) if at_leisure else 0.0
+        done, _ = wait(self._answering, timeout=until, return_when=FIRST_COMPLETED)
+        for future in sorted(done, key=self._answering.__getitem__):
+            number = self._answering.pop(future)
+            del self._due[number]
+            self._told(number, future.result())
+        late = [future for future, number in self._answering.items() if self._due[number] <= monotonic()]
+        for future in late:
+            number = self._answering.pop(future)
+            del self._due[number]
+            self._told(number, _Answers(None, f"a tool took longer than {self._tools.seconds:g} s"))
+
+    def _told(self, number: int, answers: _Answers) -> None:
+        live, sampling = self.live[number], self._sampling
+        if answers.error is not None:
+            live.stop, live.error, live.boundary = "error", answers.error, "environment"
+        if answers.messages is None:
+            self._session.end(number)
+            return
+        live.messages.extend(answers.messages)
+        live.seconds = monotonic() - self._began
+        said = self._renderer.extend(answers.messages)
+        reasons: list[tuple[bool, StopReason]] = [
+            (live.turns >= sampling.max_turns, "turns"),
+            (live.written >= sampling.max_tokens, "tokens"),
+            (0 < sampling.max_seconds <= live.seconds, "time"),
+            (len(live.token_ids) + len(said) >= self._context, "context"),
+        ]
+        for holds, reason in reasons:
+            if holds:
+                live.stop = reason
+                self._session.end(number)
+                return
+        live.token_ids.extend(said)
+        live.loss_mask.extend([0] * len(said))
+        live.logprobs.extend([0.0] * len(said))
+        live.prompt_tokens += len(said)
+        self._session.reply(number, said)
 
 
 def kept_episodes(ledger: Ledger, plans: Sequence[Plan], draw: Callable[[], list[Episode]]) -> list[Episode]:
@@ -121,8 +238,8 @@ def _start(plan: Plan, renderer: Renderer) -> _Live:
     )
 
 
-def _advance(live: _Live, drawn: Drawn, renderer: Renderer, sampling: Sampling) -> tuple[int, ...] | None:
-    """Take in one assistant turn; the tokens that answer it, or None at the end."""
+def _hear(live: _Live, drawn: Drawn, renderer: Renderer) -> tuple[tuple[ToolCall, ...], str]:
+    """Take in one assistant turn; its calls and its text."""
     live.token_ids.extend(drawn.token_ids)
     live.loss_mask.extend([1] * len(drawn.token_ids))
     live.logprobs.extend(drawn.logprobs)
@@ -130,35 +247,29 @@ def _advance(live: _Live, drawn: Drawn, renderer: Renderer, sampling: Sampling) 
     live.written += len(drawn.token_ids)
     message = renderer.parse(drawn.token_ids)
     calls = tuple(replace(call, id=f"call_{live.calls + n + 1}") for n, call in enumerate(message.tool_calls))
-    message = replace(message, tool_calls=calls)
-    live.messages.append(message)
+    live.messages.append(replace(message, tool_calls=calls))
     live.calls += len(calls)
-    if drawn.stop == "length":
-        live.stop = "length"
-        return None
-    answers: list[Message] = []
+    return calls, message.content
+
+
+def _answers(environment: Environment, calls: Sequence[ToolCall], text: str, characters: int) -> _Answers:
+    """What the environment says: to each call, or as the user to a text."""
     try:
-        for call in calls:
-            text = live.environment.call(call)
-            answers.append(Message(role="tool", content=text, tool_call_id=call.id, name=call.name))
         if not calls:
-            reply = live.environment.reply(message.content)
-            if reply is None:
-                return None
-            answers.append(Message(role="user", content=reply))
+            reply = environment.reply(text)
+            return _Answers(None if reply is None else [Message(role="user", content=reply)])
+        said = [(call, environment.call(call)) for call in calls]
     except EnvironmentFailure as error:
-        live.stop, live.error, live.boundary = "error", str(error), "environment"
-        return None
-    live.messages.extend(answers)
-    if live.turns >= sampling.max_turns or live.written >= sampling.max_tokens:
-        live.stop = "turns" if live.turns >= sampling.max_turns else "tokens"
-        return None
-    said = renderer.extend(answers)
-    live.token_ids.extend(said)
-    live.loss_mask.extend([0] * len(said))
-    live.logprobs.extend([0.0] * len(said))
-    live.prompt_tokens += len(said)
-    return said
+        return _Answers(None, str(error))
+    return _Answers(
+        [Message(role="tool", content=_cut(t, characters), tool_call_id=c.id, name=c.name) for c, t in said]
+    )
+
+
+def _cut(text: str, characters: int) -> str:
+    if len(text) <= characters:
+        return text
+    return f"{text[:characters]} … cut here: the answer has {len(text):,} characters"
 
 
 def _finish(live: _Live, renderer: Renderer, sampling: Sampling, weights: Weights, run_id: str, stage: str) -> Episode:

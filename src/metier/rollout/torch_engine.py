@@ -2,9 +2,11 @@
 
 Rows of a key-value cache hold the conversations. Every pass extends them all: those that
 are speaking by one token, those that were just spoken to by what was said. A finished
-conversation leaves its slot to the next request. Conversations that have gone alike from
-their first token on, as siblings of one task do for a while, are one row: it is computed
-once, each draws its own word, and who draws another one gets a row of its own.
+conversation leaves its slot to the next request; one that waits for its tool leaves it too
+and comes back with what it had. Conversations that have gone alike from their first
+token on, as siblings of one task do for a while, are one row: it is computed once, each
+draws its own word, and who draws another one, or is told something else, gets a row of
+its own.
 
 Shared prefixes are computed once in the life of an engine, so an engine must not outlive a
 change of the weights: make a new one after each optimiser step, which costs little. It
@@ -23,28 +25,40 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from metier.base.errors import DataError
 from metier.models.attention import hidden_states, use_layouts
-from metier.models.kvcache import ExtendLayout, KVCache, PrefixLayout
+from metier.models.kvcache import ExtendLayout, KVCache, ParkedRow, PrefixLayout
 from metier.models.prepack import Prepacked
 from metier.records.types import Sampling
-from metier.rollout.engine import Drawn, OnTurn, Request
+from metier.rollout.engine import Drawn, Request
 
-__all__ = ["TorchEngine"]
+__all__ = ["TorchEngine", "TorchSession"]
 
 _CHUNK = 256  # words per bucket when a word is drawn
 
 
 @dataclass(frozen=True, slots=True)
 class _Voice:
-    number: int  # of the request
+    number: int  # of the conversation
     random: random.Random
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """What a voice drew, and whether its turn ended with it."""
+
+    voice: _Voice
+    token: int
+    logprob: float
+    ended: bool
 
 
 @dataclass(slots=True)
@@ -54,144 +68,259 @@ class _Row:
     pending: list[int]  # tokens that the model has not read yet
     tokens: list[int] = field(default_factory=list)  # drawn in this turn
     logprobs: list[float] = field(default_factory=list)
+    waits: bool = False  # for what is said to its voices
+    words: list[_Word] = field(default_factory=list)  # drawn in the last pass, not yet followed
 
 
 class TorchEngine:
-    """Continuous batching over `rows` slots, reading `model` in place."""
+    """Continuous batching over at most `rows` slots, reading `model` in place."""
 
     def __init__(self, model: PreTrainedModel, *, rows: int = 128, pass_tokens: int = 1536) -> None:
         self.model = use_layouts(model)
         self.rows = rows  # conversations at a time
         self.pass_tokens = pass_tokens  # tokens of one pass, at most
-        self._packed: Prepacked | None = None
-        self._cache: KVCache | None = None
-        self._prefixes: dict[tuple[int, ...], int] = {}
+        config = model.config.get_text_config()
+        self.context: int = getattr(config, "max_position_embeddings", None) or 1 << 30
+        self.packed: Prepacked | None = None
+        self.cache = KVCache(model, rows)
+        self.prefixes: dict[tuple[int, ...], int] = {}
+
+    def session(self) -> TorchSession:
+        """See `Engine.session`."""
+        return TorchSession(self)
+
+
+class TorchSession:
+    """Conversations that an engine holds. See `Session`."""
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self._engine = engine
+        self._queue: deque[tuple[int, Request]] = deque()
+        self._active: list[_Row] = []  # in slots 0, 1, …
+        self._parked: list[tuple[_Row, ParkedRow]] = []  # out of their slots, waiting or told and without room
+        self._passed: list[int] = []  # rows of the last pass
+        self._said: dict[int, tuple[int, ...] | None] = {}  # since the last step, by conversation; None: it is over
+
+    def add(self, number: int, request: Request) -> None:
+        """See `Session.add`. Raises `DataError` for a prompt that leaves no room for a word."""
+        if len(request.prompt) >= self._engine.context:
+            raise DataError(
+                f"a prompt of {len(request.prompt)} tokens does not fit the model, which reads {self._engine.context}"
+            )
+        self._queue.append((number, request))
+
+    def reply(self, number: int, token_ids: tuple[int, ...]) -> None:
+        """See `Session.reply`."""
+        self._said[number] = token_ids
+
+    def end(self, number: int) -> None:
+        """See `Session.end`."""
+        self._said[number] = None
+
+    @property
+    def speaking(self) -> bool:
+        """See `Session.speaking`."""
+        told = any(said is not None for said in self._said.values())
+        return bool(told or self._queue) or any(
+            not row.words or any(not word.ended for word in row.words) for row in self._active
+        )
 
     @torch.inference_mode()
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling, stop_ids: frozenset[int], on_turn: OnTurn
-    ) -> None:
-        """See `Engine.generate`."""
-        if not requests:
-            return
-        if self._packed is None:
-            self._packed = Prepacked(self.model)
-        with self._packed:
-            self._generate(requests, sampling, stop_ids, on_turn)
+    def step(self) -> list[tuple[int, Drawn]]:
+        """See `Session.step`."""
+        engine = self._engine
+        if engine.packed is None:
+            engine.packed = Prepacked(engine.model)
+        with engine.packed:
+            self._follow()
+            self._make_room()
+            self._come_back()
+            self._admit()
+            return self._pass()
 
-    def _generate(
-        self, requests: Sequence[Request], sampling: Sampling, stop_ids: frozenset[int], on_turn: OnTurn
-    ) -> None:
-        if self._cache is None or self._cache.rows < min(self.rows, len(requests)):
-            self._cache, self._prefixes = KVCache(self.model, min(self.rows, len(requests))), {}
-        cache, prefixes = self._cache, self._prefixes
-        queue = deque(range(len(requests)))
-        active: list[_Row] = []
-        while queue or active:
-            room = cache.rows - sum(len(row.voices) for row in active)
-            begun = len(active)
-            for number in [queue.popleft() for _ in range(min(room, len(queue)))]:
-                voice = _Voice(number, random.Random(requests[number].seed))
-                if len(active) > begun and active[-1].prompt == requests[number].prompt:
-                    active[-1].voices.append(voice)  # nothing tells it from its sibling yet
+    # --- between two passes ------------------------------------------------------------
+
+    @property
+    def _room(self) -> int:
+        return self._engine.rows - sum(len(row.voices) for row in self._active)
+
+    def _follow(self) -> None:
+        """Let every row of the last pass go on as its voices do: one row for each way in which they go on."""
+        for number in self._passed:
+            row = self._active[number]
+            ways: dict[tuple[object, ...], _Row] = {}
+            for word in row.words:
+                way: tuple[object, ...]
+                if not word.ended:
+                    tokens, logprobs = [*row.tokens, word.token], [*row.logprobs, word.logprob]
+                    way, next_row = (word.token,), _Row([], row.prompt, [word.token], tokens, logprobs)
+                elif word.voice.number not in self._said:
+                    way, next_row = ("waits", word.token), _Row([], row.prompt, [word.token], waits=True)
                 else:
-                    active.append(self._admit(voice, requests[number], cache, prefixes, len(active)))
-            new, chosen = self._next_pass(active)
-            layout = ExtendLayout(cache, new)
-            ids = torch.tensor([t for row in chosen for t in active[row].pending], device=cache.device)
-            hidden_TE = hidden_states(self.model, ids, layout.position_ids_T, layout)
-            ends = torch.tensor([n for _, n in new], device=cache.device).cumsum(0) - 1
-            drawn = iter(self._draw(hidden_TE[ends], [active[row].voices for row in chosen], sampling))
-            for number in chosen:
-                ways = self._went_on(active[number], drawn, sampling, stop_ids, on_turn)
-                active[number] = ways[0] if ways else replace(active[number], voices=[])
-                for way in ways[1:]:
-                    cache.copy_row(number, len(active))
-                    active.append(way)
-            for number in reversed(range(len(active))):
-                if not active[number].voices:
-                    last = active.pop()
-                    if number < len(active):
-                        cache.copy_row(len(active), number)
-                        active[number] = last
+                    said = self._said.pop(word.voice.number)
+                    if said is None:
+                        continue
+                    way, next_row = ("told", word.token, *said), _Row([], row.prompt, [word.token, *said])
+                ways.setdefault(way, next_row).voices.append(word.voice)
+            rows = list(ways.values())
+            self._active[number] = rows[0] if rows else _Row([], row.prompt, [])
+            for one in rows[1:]:
+                self._engine.cache.copy_row(number, len(self._active))
+                self._active.append(one)
+        self._passed = []
 
-    def _admit(
-        self, voice: _Voice, request: Request, cache: KVCache, prefixes: dict[tuple[int, ...], int], row: int
-    ) -> _Row:
-        head = request.prompt[: min(request.prefix, len(request.prompt) - 1)]
-        prefix = -1
-        if head:
-            if head not in prefixes:
-                prefixes[head] = len(cache.prefixes)
-                ids = torch.tensor(head, device=cache.device)
-                hidden_states(self.model, ids, torch.arange(len(head), device=cache.device), PrefixLayout(cache))
-            prefix = prefixes[head]
-        cache.clear_row(row, prefix)
-        return _Row([voice], request.prompt, list(request.prompt[len(head) :]))
+    def _make_room(self) -> None:
+        """Take rows that wait, and those without a voice, out of their slots; the last row fills the hole."""
+        cache, active = self._engine.cache, self._active
+        for number in reversed(range(len(active))):
+            row = active[number]
+            if row.waits:
+                self._parked.append((row, cache.take_out(number)))
+            if row.waits or not row.voices:
+                last = active.pop()
+                if number < len(active):
+                    cache.copy_row(len(active), number)
+                    active[number] = last
 
-    @staticmethod
-    def _went_on(
-        row: _Row,
-        drawn: Iterator[tuple[int, float]],
-        sampling: Sampling,
-        stop_ids: frozenset[int],
-        on_turn: OnTurn,
-    ) -> list[_Row]:
-        """The row as it goes on after every voice drew a word: one row for each way in which voices went on."""
-        ways: dict[tuple[int, ...], _Row] = {}
-        for voice in row.voices:
-            word, logprob = next(drawn)
-            tokens, logprobs = [*row.tokens, word], [*row.logprobs, logprob]
-            stopped = word in stop_ids
-            said: tuple[int, ...] | None = ()
-            if stopped or len(tokens) >= sampling.max_turn_tokens:
-                turn = Drawn(tuple(tokens), tuple(logprobs), "stop" if stopped else "length")
-                said = on_turn(voice.number, turn)
-                tokens, logprobs = [], []
-            if said is not None:
-                pending = (word, *said)
-                if pending not in ways:
-                    ways[pending] = _Row([], row.prompt, list(pending), tokens, logprobs)
-                ways[pending].voices.append(voice)
-        return list(ways.values())
+    def _come_back(self) -> None:
+        """Bring back those who were told something, in the order in which they left, while there is room."""
+        parked, self._parked = self._parked, []
+        for row, held in parked:
+            told: dict[tuple[int, ...], list[_Voice]] = {}
+            left = []
+            for voice in row.voices:
+                if voice.number not in self._said:
+                    left.append(voice)
+                elif (said := self._said[voice.number]) is None:
+                    del self._said[voice.number]
+                else:
+                    told.setdefault(said, []).append(voice)
+            for said, voices in told.items():
+                if len(voices) > self._room:
+                    left += voices
+                    continue
+                self._engine.cache.put_back(len(self._active), held)
+                self._active.append(_Row(voices, row.prompt, [*row.pending, *said]))
+                for voice in voices:
+                    del self._said[voice.number]
+            if left:
+                self._parked.append((replace(row, voices=left), held))
 
-    def _next_pass(self, active: list[_Row]) -> tuple[list[tuple[int, int]], list[int]]:
+    def _admit(self) -> None:
+        """Give free slots to those who have not begun; siblings that begin together are one row."""
+        begun = len(self._active)
+        for _ in range(min(self._room, len(self._queue))):
+            number, request = self._queue.popleft()
+            voice = _Voice(number, random.Random(request.seed), request)
+            if len(self._active) > begun and self._active[-1].prompt == request.prompt:
+                self._active[-1].voices.append(voice)
+                continue
+            head = request.prompt[: min(request.prefix, len(request.prompt) - 1)]
+            self._engine.cache.clear_row(len(self._active), self._prefix(head))
+            self._active.append(_Row([voice], request.prompt, list(request.prompt[len(head) :])))
+
+    def _prefix(self, head: tuple[int, ...]) -> int:
+        """The cache's prefix of these tokens, computed where it is new."""
+        if not head:
+            return -1
+        cache, prefixes = self._engine.cache, self._engine.prefixes
+        if head not in prefixes:
+            prefixes[head] = len(cache.prefixes)
+            ids = torch.tensor(head, device=cache.device)
+            places = torch.arange(len(head), device=cache.device)
+            hidden_states(self._engine.model, ids, places, PrefixLayout(cache))
+        return prefixes[head]
+
+    # --- a pass ------------------------------------------------------------------------
+
+    def _pass(self) -> list[tuple[int, Drawn]]:
+        """Read what is pending, draw a word for each voice of each row that has read all; the turns that ended."""
+        new = self._next_pass()
+        if not new:
+            return []
+        cache = self._engine.cache
+        layout = ExtendLayout(cache, new)
+        ids = torch.tensor([t for row, n in new for t in self._active[row].pending[:n]], device=cache.device)
+        hidden_TE = hidden_states(self._engine.model, ids, layout.position_ids_T, layout)
+        ends, end = [], -1
+        for number, n in new:
+            end += n
+            row = self._active[number]
+            row.pending = row.pending[n:]
+            if not row.pending:
+                ends.append(end)
+                self._passed.append(number)
+        if not ends:
+            return []
+        rows = [self._active[number] for number in self._passed]
+        drawn = iter(self._draw(hidden_TE[torch.tensor(ends, device=cache.device)], [row.voices for row in rows]))
+        turns = []
+        for number, row in zip(self._passed, rows, strict=True):
+            so_far = cache.prefix_length(cache.prefix_of[number]) + cache.lengths[number] + 1
+            full = so_far >= self._engine.context
+            row.words = []
+            for voice in row.voices:
+                token, logprob = next(drawn)
+                stopped = token in voice.request.stop_ids
+                ended = stopped or full or len(row.tokens) + 1 >= voice.request.sampling.max_turn_tokens
+                row.words.append(_Word(voice, token, logprob, ended))
+                if ended:
+                    turn = Drawn((*row.tokens, token), (*row.logprobs, logprob), "stop" if stopped else "length")
+                    turns.append((voice.number, turn))
+        return turns
+
+    def _next_pass(self) -> list[tuple[int, int]]:
         """Rows and token counts of the next pass: all that speak, and listeners while there is room."""
         new: list[tuple[int, int]] = []
-        chosen: list[int] = []
-        room = self.pass_tokens
-        for row, state in enumerate(active):
-            n = len(state.pending)
-            if n == 1 or n <= room or not chosen:
-                new.append((row, n))
-                chosen.append(row)
+        room = self._engine.pass_tokens
+        for number, row in enumerate(self._active):
+            n = len(row.pending)
+            if n == 1 or n <= room or not new:
+                n = min(n, self._engine.pass_tokens)  # a long prompt is read in several passes
+                new.append((number, n))
                 room -= n
-        return new, chosen
+        return new
 
-    def _draw(
-        self, hidden_RE: Tensor, voices: Sequence[Sequence[_Voice]], sampling: Sampling
-    ) -> Iterable[tuple[int, float]]:
-        """A word for each voice of each row; its log-probability is at the sampling temperature, before truncation."""
-        head = self.model.get_output_embeddings()
-        logits = head(hidden_RE)
-        if sampling.temperature not in (0.0, 1.0):
-            logits = logits.float() / sampling.temperature
-        top = logits.amax(-1, keepdim=True).float()
-        weights = (logits - top).exp_()
-        buckets = _buckets(weights).sum(-1)
-        normaliser = buckets.sum(-1)
-        row_V = torch.tensor([row for row, some in enumerate(voices) for _ in some], device=logits.device)
-        if sampling.temperature == 0.0:
-            words = _likeliest(logits)[row_V]
-        else:
-            if sampling.top_p < 1.0 or sampling.top_k > 0:
-                weights = _truncate(torch.softmax(logits.float(), -1), sampling)
-                buckets = _buckets(weights).sum(-1)
-            uniform = [voice.random.random() for some in voices for voice in some]
-            words = _inverse(weights, buckets, row_V, torch.tensor(uniform, device=row_V.device, dtype=torch.float64))
-        chosen = logits[row_V, words].float()
-        logprobs = chosen - top[row_V, 0] - normaliser.log()[row_V]
-        return zip(words.tolist(), logprobs.tolist(), strict=True)
+    def _draw(self, hidden_RE: Tensor, voices: Sequence[Sequence[_Voice]]) -> list[tuple[int, float]]:
+        """A word for each voice of each row, in order, with its log-probability."""
+        logits = self._engine.model.get_output_embeddings()(hidden_RE)
+        every = [(row, voice) for row, some in enumerate(voices) for voice in some]
+        kinds: dict[tuple[float, float, int], list[int]] = {}
+        for place, (_, voice) in enumerate(every):
+            s = voice.request.sampling
+            kinds.setdefault((s.temperature, s.top_p, s.top_k), []).append(place)
+        out: list[tuple[int, float]] = [(0, 0.0)] * len(every)
+        for places in kinds.values():
+            some = [every[place] for place in places]
+            rows = sorted({row for row, _ in some})
+            where = {row: n for n, row in enumerate(rows)}
+            row_V = torch.tensor([where[row] for row, _ in some], device=logits.device)
+            part = logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
+            uniform = [voice.random.random() for _, voice in some if voice.request.sampling.temperature > 0]
+            found = _words(part, row_V, uniform, some[0][1].request.sampling)
+            for place, word in zip(places, found, strict=True):
+                out[place] = word
+        return out
+
+
+def _words(logits: Tensor, row_V: Tensor, uniform: Sequence[float], sampling: Sampling) -> Iterable[tuple[int, float]]:
+    """A word from its row for each voice; its log-probability is at the sampling temperature, before truncation."""
+    if sampling.temperature not in (0.0, 1.0):
+        logits = logits.float() / sampling.temperature
+    top = logits.amax(-1, keepdim=True).float()
+    weights = (logits - top).exp_()
+    buckets = _buckets(weights).sum(-1)
+    normaliser = buckets.sum(-1)
+    if sampling.temperature == 0.0:
+        words = _likeliest(logits)[row_V]
+    else:
+        if sampling.top_p < 1.0 or sampling.top_k > 0:
+            weights = _truncate(torch.softmax(logits.float(), -1), sampling)
+            buckets = _buckets(weights).sum(-1)
+        words = _inverse(weights, buckets, row_V, torch.tensor(uniform, device=row_V.device, dtype=torch.float64))
+    chosen = logits[row_V, words].float()
+    logprobs = chosen - top[row_V, 0] - normaliser.log()[row_V]
+    return zip(words.tolist(), logprobs.tolist(), strict=True)
 
 
 def _buckets(weights_RW: Tensor, *, fill: float = 0.0) -> Tensor:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from metier.models.logprobs import token_logprobs
 from metier.records.types import Sampling
-from metier.rollout.engine import Drawn, Request
+from metier.rollout.engine import Drawn, Request, converse
 from metier.rollout.torch_engine import TorchEngine
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.sft import Sft
@@ -128,13 +128,13 @@ def _sharing(device: str) -> Check:
 
 def _sampling(device: str) -> Check:
     model, system = _model(device), (5, 6, 7, 8)
-    requests = [Request((*system, 9 + n), len(system), n) for n in range(3)]
+    requests = [Request((*system, 9 + n), len(system), n, Sampling(max_turn_tokens=12)) for n in range(3)]
     drawn: dict[int, Drawn] = {}
 
     def on_turn(number: int, turn: Drawn) -> None:
         drawn[number] = turn
 
-    TorchEngine(copy.deepcopy(model), rows=2).generate(requests, Sampling(max_turn_tokens=12), frozenset(), on_turn)
+    converse(TorchEngine(copy.deepcopy(model), rows=2), requests, on_turn)
     found, wanted = [], []
     for number, turn in drawn.items():
         ids = requests[number].prompt + turn.token_ids
