@@ -15,6 +15,7 @@ from metier.cli.ledger import ledger_app
 from metier.cli.report import report
 from metier.cli.run import run
 from metier.cli.runs import runs_app
+from metier.cli.serve import chat, serve
 from metier.cli.train import train
 
 __all__ = ["app"]
@@ -22,6 +23,7 @@ __all__ = ["app"]
 LOOP = "Loop: tasks, episodes, feedback, training, evaluation, report"
 
 FEEDBACK = "Feedback"
+SERVE = "Serve"
 MACHINE = "This machine"
 
 app = typer.Typer(
@@ -55,5 +57,7 @@ app.command("run", rich_help_panel=LOOP)(run)
 app.command("train", rich_help_panel=LOOP)(train)
 app.command("report", rich_help_panel=LOOP)(report)
 app.add_typer(ledger_app, name="ledger", rich_help_panel=FEEDBACK)
+app.command("serve", rich_help_panel=SERVE)(serve)
+app.command("chat", rich_help_panel=SERVE)(chat)
 app.command("doctor", rich_help_panel=MACHINE)(doctor)
 app.add_typer(runs_app, name="runs", rich_help_panel=LOOP)

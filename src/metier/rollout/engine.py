@@ -3,7 +3,7 @@
 A *session* is a set of conversations under way. `add` begins one; `step` draws on for all
 that speak and returns the turns that ended, with the exact tokens that were drawn; then
 `reply` says what comes next in a conversation (what a tool or the user said), at once or
-steps later, and `end` lets go of it. While a conversation waits for its tool the others go
+steps later; `end` lets go of it. While a conversation waits for its tool the others go
 on. Nothing is ever tokenised again.
 
 `converse` is the loop over a session for those who answer every turn at once.
@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 
 from metier.records.types import Sampling
 
-__all__ = ["Drawn", "Engine", "OnTurn", "Request", "Session", "converse"]
+__all__ = ["Drawn", "Engine", "OnTurn", "OnWord", "Request", "Session", "Word", "converse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class Request:
     seed: int
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()  # a turn ends with one of these
+    others: int = 0  # likeliest tokens to tell with each word
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,18 @@ class Drawn:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]  # natural log, at the sampling temperature (1 where greedy), before truncation
     stop: Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One token of a turn, as it is drawn."""
+
+    token: int
+    logprob: float  # as in `Drawn`
+    others: tuple[tuple[int, float], ...] = ()  # the likeliest tokens with theirs, as many as the request asks for
+
+
+OnWord = Callable[[int, Word], None]
 
 
 class Session(Protocol):
@@ -56,7 +69,7 @@ class Session(Protocol):
         ...
 
     def end(self, number: int) -> None:
-        """Let go of a conversation whose turn has ended."""
+        """Let go of a conversation, whatever it is doing."""
         ...
 
     @property
@@ -70,8 +83,8 @@ class Engine(Protocol):
 
     context: int  # tokens that a conversation may have
 
-    def session(self) -> Session:
-        """A new set of conversations; one at a time."""
+    def session(self, on_word: OnWord | None = None) -> Session:
+        """A new set of conversations, one set at a time; `on_word` is told of every token as it is drawn."""
         ...
 
 

@@ -23,6 +23,7 @@ Shape legend: R rows, V conversations ("voices"), W words, B buckets of words, E
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -37,7 +38,7 @@ from metier.models.attention import hidden_states, use_layouts
 from metier.models.kvcache import ExtendLayout, KVCache, ParkedRow, PrefixLayout
 from metier.models.prepack import Prepacked
 from metier.records.types import Sampling
-from metier.rollout.engine import Drawn, Request
+from metier.rollout.engine import Drawn, OnWord, Request, Word
 
 __all__ = ["TorchEngine", "TorchSession"]
 
@@ -52,7 +53,7 @@ class _Voice:
 
 
 @dataclass(frozen=True, slots=True)
-class _Word:
+class _Step:
     """What a voice drew, and whether its turn ended with it."""
 
     voice: _Voice
@@ -69,7 +70,7 @@ class _Row:
     tokens: list[int] = field(default_factory=list)  # drawn in this turn
     logprobs: list[float] = field(default_factory=list)
     waits: bool = False  # for what is said to its voices
-    words: list[_Word] = field(default_factory=list)  # drawn in the last pass, not yet followed
+    words: list[_Step] = field(default_factory=list)  # drawn in the last pass, not yet followed
 
 
 class TorchEngine:
@@ -85,16 +86,20 @@ class TorchEngine:
         self.cache = KVCache(model, rows)
         self.prefixes: dict[tuple[int, ...], int] = {}
 
-    def session(self) -> TorchSession:
+    def session(self, on_word: OnWord | None = None) -> TorchSession:
         """See `Engine.session`."""
-        return TorchSession(self)
+        return TorchSession(self, on_word)
+
+    def forget_prefixes(self) -> None:
+        """Start with an empty cache; no conversation may be under way."""
+        self.cache, self.prefixes = KVCache(self.model, self.rows), {}
 
 
 class TorchSession:
     """Conversations that an engine holds. See `Session`."""
 
-    def __init__(self, engine: TorchEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: TorchEngine, on_word: OnWord | None = None) -> None:
+        self._engine, self._on_word = engine, on_word
         self._queue: deque[tuple[int, Request]] = deque()
         self._active: list[_Row] = []  # in slots 0, 1, …
         self._parked: list[tuple[_Row, ParkedRow]] = []  # out of their slots, waiting or told and without room
@@ -115,7 +120,10 @@ class TorchSession:
 
     def end(self, number: int) -> None:
         """See `Session.end`."""
-        self._said[number] = None
+        waiting = len(self._queue)
+        self._queue = deque(entry for entry in self._queue if entry[0] != number)
+        if len(self._queue) == waiting:
+            self._said[number] = None
 
     @property
     def speaking(self) -> bool:
@@ -151,6 +159,9 @@ class TorchSession:
             ways: dict[tuple[object, ...], _Row] = {}
             for word in row.words:
                 way: tuple[object, ...]
+                if self._said.get(word.voice.number, ()) is None:
+                    del self._said[word.voice.number]
+                    continue
                 if not word.ended:
                     tokens, logprobs = [*row.tokens, word.token], [*row.logprobs, word.logprob]
                     way, next_row = (word.token,), _Row([], row.prompt, [word.token], tokens, logprobs)
@@ -158,8 +169,7 @@ class TorchSession:
                     way, next_row = ("waits", word.token), _Row([], row.prompt, [word.token], waits=True)
                 else:
                     said = self._said.pop(word.voice.number)
-                    if said is None:
-                        continue
+                    assert said is not None
                     way, next_row = ("told", word.token, *said), _Row([], row.prompt, [word.token, *said])
                 ways.setdefault(way, next_row).voices.append(word.voice)
             rows = list(ways.values())
@@ -174,6 +184,7 @@ class TorchSession:
         cache, active = self._engine.cache, self._active
         for number in reversed(range(len(active))):
             row = active[number]
+            self._leave(row)
             if row.waits:
                 self._parked.append((row, cache.take_out(number)))
             if row.waits or not row.voices:
@@ -182,17 +193,24 @@ class TorchSession:
                     cache.copy_row(len(active), number)
                     active[number] = last
 
+    def _leave(self, row: _Row) -> None:
+        """Let voices whose conversation is over leave their row."""
+        over = {voice.number for voice in row.voices if self._said.get(voice.number, ()) is None}
+        row.voices = [voice for voice in row.voices if voice.number not in over]
+        for number in over:
+            del self._said[number]
+
     def _come_back(self) -> None:
         """Bring back those who were told something, in the order in which they left, while there is room."""
         parked, self._parked = self._parked, []
         for row, held in parked:
+            self._leave(row)
             told: dict[tuple[int, ...], list[_Voice]] = {}
             left = []
             for voice in row.voices:
-                if voice.number not in self._said:
+                said = self._said.get(voice.number)
+                if said is None:
                     left.append(voice)
-                elif (said := self._said[voice.number]) is None:
-                    del self._said[voice.number]
                 else:
                     told.setdefault(said, []).append(voice)
             for said, voices in told.items():
@@ -260,10 +278,13 @@ class TorchSession:
             full = so_far >= self._engine.context
             row.words = []
             for voice in row.voices:
-                token, logprob = next(drawn)
+                word = next(drawn)
+                token, logprob = word.token, word.logprob
+                if self._on_word is not None:
+                    self._on_word(voice.number, word)
                 stopped = token in voice.request.stop_ids
                 ended = stopped or full or len(row.tokens) + 1 >= voice.request.sampling.max_turn_tokens
-                row.words.append(_Word(voice, token, logprob, ended))
+                row.words.append(_Step(voice, token, logprob, ended))
                 if ended:
                     turn = Drawn((*row.tokens, token), (*row.logprobs, logprob), "stop" if stopped else "length")
                     turns.append((voice.number, turn))
@@ -281,15 +302,15 @@ class TorchSession:
                 room -= n
         return new
 
-    def _draw(self, hidden_RE: Tensor, voices: Sequence[Sequence[_Voice]]) -> list[tuple[int, float]]:
-        """A word for each voice of each row, in order, with its log-probability."""
+    def _draw(self, hidden_RE: Tensor, voices: Sequence[Sequence[_Voice]]) -> list[Word]:
+        """A word for each voice of each row, in order."""
         logits = self._engine.model.get_output_embeddings()(hidden_RE)
         every = [(row, voice) for row, some in enumerate(voices) for voice in some]
         kinds: dict[tuple[float, float, int], list[int]] = {}
         for place, (_, voice) in enumerate(every):
             s = voice.request.sampling
             kinds.setdefault((s.temperature, s.top_p, s.top_k), []).append(place)
-        out: list[tuple[int, float]] = [(0, 0.0)] * len(every)
+        out = [Word(0, 0.0)] * len(every)
         for places in kinds.values():
             some = [every[place] for place in places]
             rows = sorted({row for row, _ in some})
@@ -297,13 +318,14 @@ class TorchSession:
             row_V = torch.tensor([where[row] for row, _ in some], device=logits.device)
             part = logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
             uniform = [voice.random.random() for _, voice in some if voice.request.sampling.temperature > 0]
-            found = _words(part, row_V, uniform, some[0][1].request.sampling)
+            asked = max(voice.request.others for _, voice in some)
+            found = _words(part, row_V, uniform, some[0][1].request.sampling, asked)
             for place, word in zip(places, found, strict=True):
-                out[place] = word
+                out[place] = replace(word, others=word.others[: every[place][1].request.others])
         return out
 
 
-def _words(logits: Tensor, row_V: Tensor, uniform: Sequence[float], sampling: Sampling) -> Iterable[tuple[int, float]]:
+def _words(logits: Tensor, row_V: Tensor, uniform: Sequence[float], sampling: Sampling, others: int) -> Iterable[Word]:
     """A word from its row for each voice; its log-probability is at the sampling temperature, before truncation."""
     if sampling.temperature not in (0.0, 1.0):
         logits = logits.float() / sampling.temperature
@@ -319,8 +341,16 @@ def _words(logits: Tensor, row_V: Tensor, uniform: Sequence[float], sampling: Sa
             buckets = _buckets(weights).sum(-1)
         words = _inverse(weights, buckets, row_V, torch.tensor(uniform, device=row_V.device, dtype=torch.float64))
     chosen = logits[row_V, words].float()
-    logprobs = chosen - top[row_V, 0] - normaliser.log()[row_V]
-    return zip(words.tolist(), logprobs.tolist(), strict=True)
+    normalisers_R = top[:, 0] + normaliser.log()
+    logprobs = chosen - normalisers_R[row_V]
+    if not others:
+        return itertools.starmap(Word, zip(words.tolist(), logprobs.tolist(), strict=True))
+    best = logits.float().topk(others)
+    near = (best.values - normalisers_R[:, None])[row_V].tolist()
+    told = [
+        tuple(zip(ids, values, strict=True)) for ids, values in zip(best.indices[row_V].tolist(), near, strict=True)
+    ]
+    return itertools.starmap(Word, zip(words.tolist(), logprobs.tolist(), told, strict=True))
 
 
 def _buckets(weights_RW: Tensor, *, fill: float = 0.0) -> Tensor:

@@ -1,0 +1,443 @@
+"""An OpenAI-compatible endpoint on the embedded engine: chat completions, tools, streaming, log-probabilities.
+
+What is answered is what the checkpoint's own renderer makes of the messages, so a client
+or an evaluation harness sees the model exactly as training and evaluation here do.
+`temperature` and `top_p` mean what they mean there; where they are left out they are 1.
+
+Left out: text completions, images, audio, JSON schemas of answers, batches, embeddings. What
+is not supported is refused by name, not passed over.
+
+https://platform.openai.com/docs/api-reference/chat
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import random
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from metier.base.clock import now
+from metier.base.errors import MetierError
+from metier.models.renderer import Renderer, parse_turn
+from metier.records.traces.calls import chat_message
+from metier.records.types import Message, Sampling, Tool
+from metier.rollout.engine import Request, Word
+from metier.rollout.speaker import BusyError, Ending, Speaker, Ticket
+
+__all__ = ["Served", "make_app"]
+
+_CALL = "<tool_call>"
+_MOST_OTHERS = 20  # as in OpenAI's API
+_KEY_HEADER = "authorization"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What an endpoint speaks with."""
+
+    name: str  # the model's, as clients ask for it
+    renderer: Renderer
+    decode: Callable[[Sequence[int]], str]  # tokens to text, special ones included
+    speaker: Speaker
+    context: int  # tokens that a conversation may have
+    api_key: str | None = None
+    created: int = field(default_factory=lambda: int(now()))
+
+
+class _StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    include_usage: bool = False
+
+
+class _Chat(BaseModel):
+    """The body of a request; what the API knows beside these is refused where it would change the answer."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str = ""
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    n: int = Field(default=1, ge=1, le=64)
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    stream: bool = False
+    stream_options: _StreamOptions | None = None
+    logprobs: bool = False
+    top_logprobs: int = Field(default=0, ge=0, le=_MOST_OTHERS)
+
+
+_CHANGING = {"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "functions": [], "modalities": ["text"]}
+
+
+class _Refused(Exception):
+    """An answer of the API that is an error."""
+
+    def __init__(self, status: int, message: str, kind: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind, self.code = status, message, kind, code
+
+    def response(self) -> JSONResponse:
+        body = {"error": {"message": self.message, "type": self.kind, "param": None, "code": self.code}}
+        headers = {"Retry-After": "1"} if self.status in (429, 503) else {}
+        return JSONResponse(body, status_code=self.status, headers=headers)
+
+
+def make_app(served: Served) -> FastAPI:
+    """The application, to be run by an ASGI server."""
+    app = FastAPI(title="Metier", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.exception_handler(_Refused)
+    async def refused(_: HttpRequest, error: _Refused) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: HttpRequest, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        return _Refused(400, f"{where or 'the body'}: {first['msg']}", "invalid_request_error").response()
+
+    @app.middleware("http")
+    async def guarded(request: HttpRequest, go_on: Callable[[HttpRequest], Awaitable[Any]]) -> Any:
+        if served.api_key is not None and request.url.path.startswith("/v1"):
+            given = request.headers.get(_KEY_HEADER, "")
+            if not hmac.compare_digest(given.encode(), f"Bearer {served.api_key}".encode()):
+                return _Refused(
+                    401, "the API key is missing or wrong", "authentication_error", "invalid_api_key"
+                ).response()
+        return await go_on(request)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "model": served.name, "under_way": served.speaker.load}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model(served)]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        _check_model(served, name)
+        return _model(served)
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: _Chat, request: HttpRequest) -> Any:
+        asked = _read(served, body)
+        answers = [_Answer(served, asked, index) for index in range(body.n)]
+        try:
+            for answer in answers:
+                answer.begin()
+        except BusyError as error:
+            for answer in answers:
+                answer.cancel()
+            raise _Refused(429, str(error), "rate_limit_error", "busy") from error
+        if body.stream:
+            return StreamingResponse(_stream(served, asked, answers), media_type="text/event-stream")
+        try:
+            await _all(answers, request)
+        finally:
+            for answer in answers:
+                answer.cancel()
+        return _whole(served, asked, answers)
+
+    return app
+
+
+def _model(served: Served) -> dict[str, Any]:
+    return {"id": served.name, "object": "model", "created": served.created, "owned_by": "metier"}
+
+
+def _check_model(served: Served, name: str) -> None:
+    if name and name != served.name:
+        raise _Refused(
+            404, f"this server has the model {served.name!r}, not {name!r}", "invalid_request_error", "model_not_found"
+        )
+
+
+# --- what was asked -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request, read and rendered."""
+
+    id: str
+    created: int
+    prompt: tuple[int, ...]
+    prefix: int
+    sampling: Sampling
+    stops: tuple[str, ...]
+    seed: int
+    tools: bool
+    logprobs: bool
+    others: int
+    usage: bool  # at the end of a stream
+
+
+def _read(served: Served, body: _Chat) -> _Asked:
+    _check_model(served, body.model)
+    extra = body.model_extra or {}
+    for name, neutral in _CHANGING.items():
+        if extra.get(name, neutral) not in (neutral, None):
+            raise _Refused(400, f"{name} is not supported here", "invalid_request_error", "unsupported")
+    if (extra.get("response_format") or {}).get("type", "text") != "text":
+        raise _Refused(
+            400, "response_format other than text is not supported here", "invalid_request_error", "unsupported"
+        )
+    choice = body.tool_choice
+    if choice not in (None, "auto", "none"):
+        raise _Refused(400, "tool_choice must be auto or none here", "invalid_request_error", "unsupported")
+    try:
+        messages = [chat_message(raw) for raw in body.messages]
+        tools = [Tool.from_openai(raw) for raw in body.tools or ()] if choice != "none" else []
+        rendered = served.renderer.render(messages, tools, prompt=True)
+    except MetierError as error:
+        raise _Refused(400, str(error), "invalid_request_error") from error
+    room = served.context - len(rendered.token_ids)
+    if room < 1:
+        raise _Refused(
+            400,
+            f"the conversation has {len(rendered.token_ids)} tokens; the model reads {served.context} with its answer",
+            "invalid_request_error",
+            "context_length_exceeded",
+        )
+    most = min(body.max_completion_tokens or body.max_tokens or room, room)
+    return _Asked(
+        id=f"chatcmpl-{uuid.uuid4().hex}",
+        created=int(now()),
+        prompt=rendered.token_ids,
+        prefix=rendered.prefix,
+        sampling=Sampling(
+            temperature=1.0 if body.temperature is None else body.temperature,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            top_k=body.top_k or 0,
+            max_turn_tokens=most,
+            max_tokens=most,
+        ),
+        stops=tuple([body.stop] if isinstance(body.stop, str) else body.stop or ()),
+        seed=random.SystemRandom().getrandbits(32) if body.seed is None else body.seed,
+        tools=bool(tools),
+        logprobs=body.logprobs,
+        others=body.top_logprobs if body.logprobs else 0,
+        usage=bool(body.stream_options and body.stream_options.include_usage),
+    )
+
+
+# --- answers --------------------------------------------------------------------------------
+
+
+class _Answer:
+    """One choice of a completion as it grows. Words come from the speaker's thread."""
+
+    def __init__(self, served: Served, asked: _Asked, index: int) -> None:
+        self.index = index
+        self.words: list[Word] = []
+        self.ending: Ending | None = None
+        self.text = ""  # what may be shown: without the end token, and up to a stop string
+        self._served, self._asked = served, asked
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Word | Ending] = asyncio.Queue()
+        self._ticket: Ticket | None = None
+
+    def begin(self) -> None:
+        """Ask the speaker."""
+        a = self._asked
+        request = Request(a.prompt, a.prefix, a.seed + self.index, a.sampling, self._served.renderer.stop_ids, a.others)
+        self._ticket = self._served.speaker.submit(
+            request, lambda event: self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        )
+
+    def cancel(self) -> None:
+        """Free the slot, if it is still held."""
+        if self._ticket is not None and self.ending is None:
+            self._served.speaker.cancel(self._ticket)
+
+    @property
+    def error(self) -> str:
+        """What went wrong, where the ending is `failed`."""
+        return "" if self._ticket is None else self._ticket.error
+
+    async def grow(self) -> bool:
+        """Take in the next word; False once the answer is complete."""
+        if self.ending is not None:
+            return False
+        event = await self._events.get()
+        if not isinstance(event, Word):
+            self.ending = event
+            return False
+        self.words.append(event)
+        if event.token in self._served.renderer.stop_ids:
+            return True
+        text = self._served.decode([w.token for w in self.words])
+        cut = min((at for stop in self._asked.stops if stop and (at := text.find(stop)) >= 0), default=-1)
+        if cut >= 0:
+            self.text = text[:cut]
+            self.cancel()
+            self.ending = "stop"
+            return False
+        self.text = text
+        return True
+
+    def shown(self, *, last: bool) -> str:
+        """As much of the text as nothing that comes can change."""
+        if last:
+            return self.message().content
+        text = self.text.lstrip()
+        if self._asked.tools and (at := text.find(_CALL)) >= 0:
+            return text[:at].rstrip()
+        held = [*self._asked.stops, *([_CALL] if self._asked.tools else [])]
+        most = max((_overlap(text, one) for one in held), default=0)
+        text = text[: len(text) - most] if most else text
+        return text.rstrip("\ufffd").rstrip()
+
+    def message(self) -> Message:
+        """The answer as a message."""
+        return parse_turn(self.text) if self._asked.tools else Message(role="assistant", content=self.text.strip())
+
+    def finish_reason(self) -> str:
+        """As the API spells it."""
+        if self._asked.tools and self.message().tool_calls:
+            return "tool_calls"
+        return "length" if self.ending == "length" else "stop"
+
+    def told(self, start: int = 0) -> dict[str, Any] | None:
+        """Log-probabilities of the words from `start` on."""
+        if not self._asked.logprobs:
+            return None
+        return {"content": [self._one(word) for word in self.words[start:]], "refusal": None}
+
+    def _one(self, word: Word) -> dict[str, Any]:
+        def entry(token: int, logprob: float) -> dict[str, Any]:
+            text = self._served.decode([token])
+            return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+
+        return {**entry(word.token, word.logprob), "top_logprobs": [entry(*other) for other in word.others]}
+
+
+def _overlap(text: str, word: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `word`."""
+    return next((n for n in range(min(len(text), len(word) - 1), 0, -1) if text.endswith(word[:n])), 0)
+
+
+async def _all(answers: Sequence[_Answer], request: HttpRequest) -> None:
+    """Until every answer is complete, or the client has gone."""
+
+    async def finish(answer: _Answer) -> None:
+        while await answer.grow():
+            pass
+
+    work = asyncio.ensure_future(asyncio.gather(*(finish(answer) for answer in answers)))
+    while not work.done():
+        await asyncio.wait([work], timeout=0.5)
+        if not work.done() and await request.is_disconnected():
+            work.cancel()
+            raise _Refused(499, "the client has gone", "cancelled")
+    await work
+
+
+def _failed(answers: Sequence[_Answer]) -> _Refused | None:
+    broken = next((a for a in answers if a.ending == "failed"), None)
+    return None if broken is None else _Refused(500, broken.error, "server_error")
+
+
+def _usage(asked: _Asked, answers: Sequence[_Answer]) -> dict[str, int]:
+    written = sum(len(a.words) for a in answers)
+    return {
+        "prompt_tokens": len(asked.prompt),
+        "completion_tokens": written,
+        "total_tokens": len(asked.prompt) + written,
+    }
+
+
+def _whole(served: Served, asked: _Asked, answers: Sequence[_Answer]) -> dict[str, Any]:
+    if (failed := _failed(answers)) is not None:
+        raise failed
+    choices = []
+    for answer in answers:
+        message = answer.message()
+        said: dict[str, Any] = {"role": "assistant", "content": message.content or None, "refusal": None}
+        if message.tool_calls:
+            said["tool_calls"] = _calls(asked, answer)
+        elif said["content"] is None:
+            said["content"] = ""
+        choices.append(
+            {
+                "index": answer.index,
+                "message": said,
+                "logprobs": answer.told(),
+                "finish_reason": answer.finish_reason(),
+            }
+        )
+    return {**_head(served, asked, "chat.completion"), "choices": choices, "usage": _usage(asked, answers)}
+
+
+def _calls(asked: _Asked, answer: _Answer) -> list[dict[str, Any]]:
+    """Tool calls with ids that no other answer has."""
+    calls = answer.message().to_openai().get("tool_calls", [])
+    return [{**call, "id": f"call_{asked.id[-12:]}_{answer.index}_{n}"} for n, call in enumerate(calls)]
+
+
+def _head(served: Served, asked: _Asked, kind: str) -> dict[str, Any]:
+    return {"id": asked.id, "object": kind, "created": asked.created, "model": served.name, "system_fingerprint": None}
+
+
+async def _stream(served: Served, asked: _Asked, answers: Sequence[_Answer]) -> AsyncIterator[str]:
+    """Server-sent events: what is new of each answer, whichever grows."""
+
+    def event(index: int, delta: Mapping[str, Any], told: Any = None, reason: str | None = None) -> str:
+        choice = {"index": index, "delta": delta, "logprobs": told, "finish_reason": reason}
+        return _sse({**_head(served, asked, "chat.completion.chunk"), "choices": [choice]})
+
+    try:
+        for answer in answers:
+            yield event(answer.index, {"role": "assistant", "content": ""})
+        growing = {asyncio.ensure_future(answer.grow()): answer for answer in answers}
+        sent = dict.fromkeys(range(len(answers)), 0)
+        told = dict.fromkeys(range(len(answers)), 0)
+        while growing:
+            done, _ = await asyncio.wait(growing, return_when=asyncio.FIRST_COMPLETED)
+            for future in done:
+                answer = growing.pop(future)
+                more = future.result()
+                if answer.ending == "failed":
+                    broken = _Refused(500, answer.error, "server_error")
+                    yield _sse({"error": {"message": broken.message, "type": broken.kind}})
+                    return
+                text = answer.shown(last=not more)
+                n = answer.index
+                if len(text) > sent[n] or (asked.logprobs and len(answer.words) > told[n]):
+                    yield event(n, {"content": text[sent[n] :]}, answer.told(told[n]))
+                    sent[n], told[n] = max(sent[n], len(text)), len(answer.words)
+                if more:
+                    growing[asyncio.ensure_future(answer.grow())] = answer
+                    continue
+                if asked.tools and (calls := _calls(asked, answer)):
+                    yield event(n, {"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]})
+                yield event(n, {}, None, answer.finish_reason())
+        if asked.usage:
+            usage = {"choices": [], "usage": _usage(asked, answers)}
+            yield _sse({**_head(served, asked, "chat.completion.chunk"), **usage})
+        yield "data: [DONE]\n\n"
+    finally:
+        for answer in answers:
+            answer.cancel()
+
+
+def _sse(body: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
