@@ -15,13 +15,13 @@ from tiny import tiny_config
 
 VOCABULARY = 97
 STOP = frozenset({5})
+CONFIG = {"vocab_size": VOCABULARY, "initializer_range": 0.3, "tie_word_embeddings": False}
 
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
     torch.manual_seed(3)
-    config = tiny_config(vocab_size=VOCABULARY, initializer_range=0.3, tie_word_embeddings=False)
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(tiny_config(**CONFIG)).eval()
 
 
 def full_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
@@ -83,9 +83,10 @@ def test_greedy_equals_transformers_generate(model: PreTrainedModel) -> None:
     TorchEngine(use_layouts(model)).generate(
         [request], Sampling(temperature=0.0, max_turn_tokens=12), frozenset(), on_turn
     )
-    model.config._attn_implementation = "eager"
+    plain = LlamaForCausalLM(tiny_config(**CONFIG, attn_implementation="eager")).eval()
+    plain.load_state_dict(model.state_dict())
     ids = torch.tensor([request.prompt])
-    expected = model.generate(
+    expected = plain.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=None, pad_token_id=0
     )
     assert got == expected[0, 10:].tolist()
