@@ -33,7 +33,7 @@ from metier.train.packing import Example, Packed, pack, split_micro
 __all__ = ["TrainSettings", "Trainer"]
 
 
-_TIDY_SECONDS = 40.0  # steps of different sizes leave about 60 MB of holes each
+_TIDY_SECONDS = 12.0  # steps of different sizes leave about 60 MB of holes each
 
 
 class TrainSettings(Learning):
