@@ -123,6 +123,21 @@ def test_sampler_and_trainer_agree_on_the_same_tokens(model: PreTrainedModel, te
         assert torch.allclose(policy_logprobs, torch.tensor(drawn.logprobs), atol=1e-4)
 
 
+def test_rows_that_wait_to_be_read_may_move(model: PreTrainedModel) -> None:
+    """More prompts than one pass can read, and turns that end at once: those not yet read take the free slots."""
+    found: dict[int, tuple[int, ...]] = {}
+
+    def on_turn(number: int, drawn: Drawn) -> None:
+        found[number] = drawn.token_ids
+
+    requests = [Request(tuple(6 + (n + i) % 80 for i in range(12)), 0, seed=n) for n in range(40)]
+    how = Sampling(temperature=0.0, max_turn_tokens=1)
+    run(TorchEngine(use_layouts(model), rows=40, pass_tokens=30), requests, how, frozenset(), on_turn)
+    with torch.no_grad():
+        for number, request in enumerate(requests):
+            assert found[number] == (int(full_logits(model, list(request.prompt))[-1].argmax()),)
+
+
 def test_each_request_draws_by_its_own_seed(model: PreTrainedModel) -> None:
     def sample(requests: list[Request]) -> dict[int, tuple[int, ...]]:
         found: dict[int, tuple[int, ...]] = {}

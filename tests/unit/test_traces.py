@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from metier.records.ledger import Ledger
 from metier.records.traces.calls import Call, conversations
 from metier.records.traces.importing import Imported, import_traces
 from metier.records.traces.scrub import Scrubber
-from metier.records.types import Message, Task, ToolCall
+from metier.records.types import Message, Task, ToolCall, VerifierSpec
 
 ASK = {"role": "user", "content": "Where is order 7?"}
 SYSTEM = {"role": "system", "content": "You help."}
@@ -57,6 +60,7 @@ def test_a_conversation_with_tools_and_feedback(ledger: Ledger, tmp_path: Path) 
         "temperature": 0.3,
         "tools": [TOOL],
         "usage": {"prompt_tokens": 40, "completion_tokens": 9},
+        "metadata": {"user": "u1"},
         "messages": [
             SYSTEM,
             {"role": "user", "content": [{"type": "text", "text": "Where is order 7?"}]},
@@ -67,7 +71,7 @@ def test_a_conversation_with_tools_and_feedback(ledger: Ledger, tmp_path: Path) 
         "feedback": [
             {"name": "thumbs", "value": "down", "comment": "no date", "at": "2026-01-02T03:04:05Z"},
             {"name": "edit", "value": "It comes on Monday."},
-            {"name": "topic", "value": "delivery", "source": "router", "turn": 1},
+            {"name": "topic", "value": "delivery", "source": "router", "turn": 2},
         ],
     }
     done = take(ledger, tmp_path, [row])
@@ -79,6 +83,7 @@ def test_a_conversation_with_tools_and_feedback(ledger: Ledger, tmp_path: Path) 
     assert episode.messages[2].tool_calls == (ToolCall(name="track", arguments='{"order": 7}', id="c1"),)
     assert (episode.weights.checkpoint, episode.sampling.temperature) == ("our-model", 0.3)
     assert (episode.cost.prompt_tokens, episode.cost.completion_tokens, episode.cost.tool_calls) == (40, 9, 1)
+    assert episode.meta == {"trace": "chat-1", "user": "u1"}
     assert episode.created_at == 1_700_000_000 and not episode.token_ids
     found = {f.criterion: f for f in ledger.feedback(about=[episode.id])}
     thumbs, edit, topic = found["thumbs"], found["edit"], found["topic"]
@@ -86,7 +91,7 @@ def test_a_conversation_with_tools_and_feedback(ledger: Ledger, tmp_path: Path) 
     assert thumbs.observed_at == 1767323045.0
     assert (edit.kind, edit.value) == ("correction", [{"role": "assistant", "content": "It comes on Monday."}])
     assert (topic.kind, topic.value, topic.source.name) == ("label", "delivery", "router")
-    assert topic.span is not None and topic.span.turn == 1
+    assert topic.span is not None and topic.span.turn == 2
 
 
 def test_a_log_of_requests(ledger: Ledger, tmp_path: Path) -> None:
@@ -117,7 +122,7 @@ def test_bad_rows_are_named_and_good_ones_kept(ledger: Ledger, tmp_path: Path) -
         "rows.jsonl:3": "a message holds a part of type 'image_url'",
         "rows.jsonl:4": "nobody asks: no message of a user comes before an answer",
         "rows.jsonl:5": "a row needs `messages`, or `request` and `response`",
-        "rows.jsonl:6": "not valid JSON: Expecting value: line 2 column 1 (char 15)",
+        "rows.jsonl:6": "not valid JSON",
         "rows.jsonl:7": "a row must be an object, not list",
     }
 
@@ -127,7 +132,7 @@ def test_importing_again_changes_nothing_and_a_longer_file_adds_the_rest(ledger:
         {"id": str(n), "messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}]}
         for n in range(450)
     ]
-    rows[3]["feedback"] = [{"id": "f1", "name": "thumbs", "value": "up"}]
+    rows[199]["feedback"] = [{"id": "f1", "name": "thumbs", "value": "up"}]  # the last one of a batch
     assert take(ledger, tmp_path, rows[:300]).episodes == 300
     before = ledger.counts()
     again = take(ledger, tmp_path, rows[:300])
@@ -154,27 +159,99 @@ def test_an_import_that_is_cut_short_goes_on(ledger: Ledger, tmp_path: Path) -> 
     assert (done.episodes, done.episodes_known) == (500 - kept, kept)
 
 
-def test_another_word_under_the_same_key_supersedes(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_later_word_under_the_same_key_supersedes_and_an_older_export_changes_nothing(
+    ledger: Ledger, tmp_path: Path
+) -> None:
     row: dict[str, Any] = {"id": "a", "messages": [ASK, {"role": "assistant", "content": "Here."}]}
-    for value in ("up", "down", "down"):
-        row["feedback"] = [{"id": "f1", "name": "thumbs", "value": value}]
+    for at, value in ((1, "up"), (2, "down"), (2, "down"), (3, "up"), (2, "down"), (1, "up")):
+        row["feedback"] = [{"id": "f1", "name": "thumbs", "value": value, "at": at}]
         take(ledger, tmp_path, [row])
     (now,) = ledger.feedback()
-    assert now.value == 0.0 and len(ledger.feedback(current=False)) == 2
+    assert now.value == 1.0 and [f.value for f in ledger.feedback(current=False)] == [1.0, 0.0, 1.0]
 
 
-def test_what_is_held_out_stays_out(ledger: Ledger, tmp_path: Path) -> None:
-    held = Task(
-        family="production", kind="x", messages=(Message(role="user", content=ASK["content"]),), split="heldout"
-    )
-    ledger.add_tasks([held])
+def test_feedback_of_turns_stands_side_by_side_and_must_name_an_answer(ledger: Ledger, tmp_path: Path) -> None:
+    said = [ASK, {"role": "assistant", "content": "Here."}, {"role": "user", "content": "No!"}]
+    thumbs = [{"name": "thumbs", "value": "up", "turn": 1}, {"name": "thumbs", "value": "down", "turn": 3}]
+    bad = [{"name": "thumbs", "value": "up", "turn": turn} for turn in (0, -1, 9)]
+    odd = [
+        {"name": "edit", "value": None},
+        {"name": "edit", "value": 3},
+        {"name": "edit", "value": {"content": "Better."}},
+    ]
+    row = {
+        "messages": [*said, {"role": "assistant", "content": "Sorry."}, {"role": "user", "content": "Bye"}],
+        "feedback": thumbs + bad + odd,
+    }
+    done = take(ledger, tmp_path, [row])
+    assert [(f.value, f.span and f.span.turn) for f in ledger.feedback(criterion="thumbs")] == [(1.0, 1), (0.0, 3)]
+    assert ledger.feedback(criterion="edit")[0].value == [{"role": "assistant", "content": "Better."}]
+    assert [s.why.partition(",")[0] for s in done.skipped][:3] == [f"feedback is about turn {n}" for n in (0, -1, 9)]
+    assert len(done.skipped) == 5
+    assert ledger.episodes()[0].messages[-1].content == "Bye"  # what was said to the answer is kept
+
+
+@pytest.mark.parametrize("split", ["heldout", "suite"])
+def test_what_is_held_out_stays_out(ledger: Ledger, tmp_path: Path, split: str) -> None:
+    ask = (Message(role="user", content=f" {ASK['content']}\n"),)
+    verified = (VerifierSpec(name="exact", params={"answer": "x"}),)
+    ledger.add_tasks([Task(family="f", kind="x", messages=ask, split=split, verifiers=verified, answer={"a": 1})])
     rows = [
         {"messages": [ASK, {"role": "assistant", "content": "Here."}]},
         {"messages": [{"role": "user", "content": "Else?"}, {"role": "assistant", "content": "No."}]},
     ]
-    done = take(ledger, tmp_path, rows)
+    done = take(ledger, tmp_path, rows, scrub=True)
     assert done.episodes == 1
-    assert [s.why for s in done.skipped] == ["its task is in split 'heldout', which stays apart"]
+    assert [s.why for s in done.skipped] == [f"its task is in split {split!r}, which stays apart"]
+
+
+def test_one_question_of_two_conversations_is_one_task(ledger: Ledger, tmp_path: Path) -> None:
+    rows = [
+        {"metadata": {"name": n}, "messages": [ASK, {"role": "assistant", "content": f"Answer {n}"}]}
+        for n in ("a", "b")
+    ]
+    assert take(ledger, tmp_path, rows).episodes == 2
+    assert ledger.counts()["tasks"] == 1
+    assert [e.meta["name"] for e in ledger.episodes()] == ["a", "b"]
+
+
+ODD: list[Any] = [
+    5, -1.5, True, None, "x", "", [], ["x"], [5], [[]], {}, {"a": 1}, [{}], [{"role": "user"}], "[", '{"a":', "\ud83d", "a\0b", 10**400,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("format", ["openai", "otel", "langfuse", "phoenix"])
+def test_rows_of_any_form_are_taken_or_skipped(ledger: Ledger, tmp_path: Path, format: str) -> None:
+    """Every value of a good row, at any depth, is replaced by every odd one; a good row stands at the end."""
+    good: dict[str, Any] = {
+        "openai": {
+            "id": "a", "messages": [ASK, {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "c1", "content": "x"}, {"role": "assistant", "content": "y"}],
+            "tools": [TOOL], "usage": {"prompt_tokens": 1}, "metadata": {"a": "b"}, "created": 1, "temperature": 1,
+            "response": {"choices": [{"message": {"content": "z"}, "finish_reason": "stop"}]},
+            "feedback": [{"id": "f", "name": "n", "value": 1, "comment": "c", "source": "s", "at": 1, "turn": 1}],
+        },
+        "otel": spans(span(1, [USER_PART], [CALL_PART]), span(2, [USER_PART, CALL_PART, RESULT_PART], json.dumps([END_PART]))),
+        "langfuse": {
+            "id": "t1", "sessionId": "s", "observations": [{"id": "o", "type": "GENERATION", "input": {"messages": [ASK], "tools": [TOOL]}, "output": {"content": "x"}, "usageDetails": {"input": 1}, "modelParameters": {"temperature": 1}, "startTime": "2026-01-01", "level": "DEFAULT"}],
+            "scores": [{"id": "x", "name": "n", "dataType": "NUMERIC", "value": 1, "source": "API", "subject": {"kind": "trace"}}],
+        },
+        "phoenix": phoenix_span(),
+    }[format]  # fmt: skip
+
+    def spoiled(value: Any) -> Iterator[Any]:
+        if isinstance(value, dict):
+            for key in value:
+                yield from ({**value, key: one} for one in (*ODD, *spoiled(value[key])))
+        elif isinstance(value, list):
+            for n in range(len(value)):
+                yield from ([*value[:n], one, *value[n + 1 :]] for one in (*ODD, *spoiled(value[n])))
+
+    rows = [*spoiled(good), good]
+    done = take(ledger, tmp_path, rows, format=format)
+    assert len(rows) > 400 and done.episodes > 1
+    assert len(ledger.episodes()) == done.episodes and len(ledger.feedback(current=False)) == done.feedback
+    again = take(ledger, tmp_path, rows, format=format)
+    assert (again.episodes, again.feedback) == (0, 0)
 
 
 # --- OpenTelemetry -------------------------------------------------------------------------
@@ -463,10 +540,30 @@ def test_calls_in_any_order_of_a_file_give_the_whole_conversation_once(
         )
 
     calls = [call(end) for end in ends] + ([call(4, "x")] if noise else [])
-    made = conversations(data.draw(st.permutations(calls)))
+    made = conversations(data.draw(st.permutations(calls + calls[:1])))  # exports may overlap
     assert sorted(len(c.messages) for c in made) == ([4, 14] if noise else [14])
     whole = max(made, key=lambda c: len(c.messages))
     assert [turn for _, turn in whole.calls] == [end - 1 for end in ends]
+
+
+def test_packed_files_pages_and_broken_arrays(ledger: Ledger, tmp_path: Path) -> None:
+    row = {"messages": [ASK, {"role": "assistant", "content": "Here."}]}
+    packed = tmp_path / "rows.jsonl.gz"
+    packed.write_bytes(gzip.compress(json.dumps(row).encode()))
+    assert import_traces(ledger, [packed]).episodes == 1
+    page = tmp_path / "page.json"
+    page.write_text(json.dumps({"data": [row], "meta": {"page": 1}}))
+    assert import_traces(ledger, [page]).episodes_known == 1
+    cut = tmp_path / "cut.json"
+    cut.write_text("[\n" + json.dumps(row) + ",\n" + json.dumps(row)[:-9])
+    done = import_traces(ledger, [cut])
+    assert (done.episodes_known, [s.place for s in done.skipped]) == (1, ["cut.json:3"])
+    nested = write(tmp_path / "deep.jsonl", [row])
+    nested.write_text(nested.read_text() + "[" * 100_000 + "\n")
+    assert [s.why for s in import_traces(ledger, [nested]).skipped] == ["not valid JSON"]
+    with (tmp_path / "bom.csv").open("w", encoding="utf-8-sig") as file:
+        file.write('id,traceId,type,input,output\no1,t1,GENERATION,"' + "word " * 40_000 + '",yes\n')
+    assert import_traces(ledger, [tmp_path / "bom.csv"]).episodes == 1
 
 
 def test_files_that_are_no_traces(ledger: Ledger, tmp_path: Path) -> None:
@@ -509,14 +606,23 @@ def test_the_command(tmp_path: Path) -> None:
     [
         ("mail ann.b+x@mail.example.org!", "mail [EMAIL_1]!"),
         ("call +49 170 1234567 or (030) 1234 5678", "call [PHONE_1] or [PHONE_2]"),
+        ("+49-170 1234567, 0170 1234567 and 0170/1234567", "[PHONE_1], [PHONE_2] and [PHONE_2]"),
+        ("(555) 123-4567 or 555.123.4567", "[PHONE_1] or [PHONE_1]"),
         ("card 4111 1111 1111 1111", "card [CARD_1]"),
+        ("card 4111 1111 1111 1111 12/27", "card [CARD_1] 12/27"),
         ("order 4111 1111 1111 1112", "order 4111 1111 1111 1112"),  # fails the check digit
         ("IBAN DE89 3704 0044 0532 0130 00.", "IBAN [IBAN_1]."),
+        ("de89370400440532013000 COBADEFF", "[IBAN_1] COBADEFF"),
         ("ssn 123-45-6789", "ssn [SSN_1]"),
         ("from 192.168.0.1 and 2001:db8::1, at 10:30", "from [IP_1] and [IP_2], at 10:30"),
-        ("version 1.2.3.4000", "version 1.2.3.4000"),
+        ("192.168.0.1. 10.0.0.5:8080", "[IP_1]. [IP_2]:8080"),
+        ("version 1.2.3.4000, f :: Int, a::b", "version 1.2.3.4000, f :: Int, a::b"),
+        ("2026-11-27 12:30:45, 27.11.2026 12:30", "2026-11-27 12:30:45, 27.11.2026 12:30"),
+        ("19.99 24.99 29.99, 52.5200 13.4050, 100.000.000", "19.99 24.99 29.99, 52.5200 13.4050, 100.000.000"),
+        ("at 1767323045123 pk_customer_account_number", "at 1767323045123 pk_customer_account_number"),
+        ("jo.hn@x.org john@x.org ann@müller.de", "[EMAIL_1] [EMAIL_2] [EMAIL_3]"),
         ("key sk-abcdefghijklmnop1234 Bearer abcdefghijklmnopqrstuv", "key [SECRET_1] Bearer [SECRET_2]"),
-        ("postgres://user:pw@host/db", "postgres://[SECRET_1]@host/db"),
+        ("postgres://user:p/w@host/db redis://:pw@host", "postgres://[SECRET_1]@host/db redis://[SECRET_2]@host"),
         ("order 1234567, 2026-11-27, 12 of 30, room 101-102", "order 1234567, 2026-11-27, 12 of 30, room 101-102"),
     ],
 )
@@ -524,18 +630,29 @@ def test_what_has_a_form_of_its_own_is_found(text: str, clean: str) -> None:
     assert Scrubber().text(text) == clean
 
 
+def test_json_stays_json_and_no_pattern_takes_long() -> None:
+    scrubber = Scrubber()
+    text = r'{"body": "Hi\nann@example.org", "n": 4111111111111111, "m\u00fc": "m\u00fcller@example.org"}'
+    assert json.loads(scrubber.json_text(text)) == {"body": "Hi\n[EMAIL_1]", "n": 4111111111111111, "mü": "[EMAIL_2]"}
+    assert scrubber.json_text('{"order":  7}') == '{"order":  7}'
+    began = time.perf_counter()
+    for word in ("eyJaaaaaaaa-", "1 ", "a.", "a@", "0-", "::", "-----BEGIN PRIVATE KEY-----", "DE89 "):
+        scrubber.text(word * 20_000)
+    assert time.perf_counter() - began < 20
+
+
 def test_the_same_thing_keeps_its_mark_through_a_conversation(ledger: Ledger, tmp_path: Path) -> None:
     mail = {"id": "c1", "type": "function", "function": {"name": "mail", "arguments": '{"to": "ann@example.org"}'}}
     row = {
-        "id": "a",
-        "metadata": {"name": "bob@example.org"},
+        "id": "chat of ann@example.org",
+        "metadata": {"name": "bob@example.org", "more": {"mail": ["bob@example.org"]}},
         "messages": [
             {"role": "user", "content": "Write to Ann@example.org, not bob@example.org"},
             {"role": "assistant", "content": "", "tool_calls": [mail]},
             {"role": "tool", "content": "sent to ann@example.org", "tool_call_id": "c1"},
             {"role": "assistant", "content": "Sent."},
         ],
-        "feedback": [{"name": "edit", "value": "Sent to ann@example.org."}],
+        "feedback": [{"name": "edit", "value": "Sent to ann@example.org.", "source": "bob@example.org"}],
     }
     take(ledger, tmp_path, [row], scrub=True)
     (episode,) = ledger.episodes()

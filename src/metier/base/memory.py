@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-__all__ = ["hand_back_freed_memory", "keep_freed_memory"]
+__all__ = ["hand_back_freed_memory", "keep_freed_memory", "resident_bytes"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 _LARGE = 1 << 30
@@ -33,6 +35,15 @@ def hand_back_freed_memory() -> None:
     """
     gc.collect()
     _glibc("malloc_trim")(0)
+
+
+def resident_bytes() -> int:
+    """The memory that this process holds now; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _glibc(name: str) -> Callable[..., int]:

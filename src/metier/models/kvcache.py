@@ -101,7 +101,7 @@ class KVCache:
 
     def copy_row(self, source: int, target: int) -> None:
         """Copy a slot over another one."""
-        self.reserve(target + 1, self._capacity)
+        self.reserve(max(source, target) + 1, self._capacity)  # a row that nothing was read of has no slot yet
         length = self.lengths[source]
         for store in (self._keys, self._values):
             for tensor in store:

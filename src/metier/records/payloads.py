@@ -128,7 +128,7 @@ _LAYOUTS: dict[type[Any], Layout[Any]] = dict(
         _layout(
             types.Episode,
             "episode",
-            payload="messages final_state error",
+            payload="messages final_state error meta",
             apart="token_ids sampler_logprobs loss_mask",
         ),
         _layout(

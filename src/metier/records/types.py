@@ -117,7 +117,10 @@ class Message:
         if content is not None and not isinstance(content, str):
             raise DataError(f"message content must be text, not {type(content).__name__}; parts are not supported")
         calls = []
-        for number, call in enumerate(raw.get("tool_calls") or ()):
+        given = raw.get("tool_calls") or ()
+        if not isinstance(given, (list, tuple)):
+            raise DataError(f"tool_calls must be a list, not {type(given).__name__}")
+        for number, call in enumerate(given):
             function = call.get("function") if isinstance(call, Mapping) else None
             if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
                 raise DataError(
@@ -131,8 +134,8 @@ class Message:
             role=role,
             content=content or "",
             tool_calls=tuple(calls),
-            tool_call_id=raw.get("tool_call_id"),
-            name=raw.get("name"),
+            tool_call_id=None if raw.get("tool_call_id") is None else str(raw["tool_call_id"]),
+            name=None if raw.get("name") is None else str(raw["name"]),
         )
 
 
@@ -157,11 +160,10 @@ class Tool:
         function = raw.get("function", raw) if isinstance(raw, Mapping) else {}
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise DataError("a tool has no name; expected the OpenAI form {'type', 'function'}")
-        return Tool(
-            name=function["name"],
-            description=str(function.get("description", "")),
-            parameters=function.get("parameters") or {"type": "object", "properties": {}},
-        )
+        parameters = function.get("parameters") or {"type": "object", "properties": {}}
+        if not isinstance(parameters, Mapping):
+            raise DataError(f"parameters of tool {function['name']!r} must be a JSON schema, not {parameters!r:.60}")
+        return Tool(name=function["name"], description=str(function.get("description") or ""), parameters=parameters)
 
 
 # --- tasks ---------------------------------------------------------------------------
@@ -310,6 +312,7 @@ class Episode:
     split: str = "train"
     cost: Cost = field(default_factory=Cost)
     created_at: float = 0.0  # UTC seconds
+    meta: Mapping[str, Any] = field(default_factory=dict)  # what it came with from elsewhere: trace, session, labels
 
 
 # --- feedback: the record at the centre ----------------------------------------------

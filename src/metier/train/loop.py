@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from metier.base.clock import monotonic
 from metier.base.errors import DataError
-from metier.base.memory import hand_back_freed_memory
+from metier.base.memory import hand_back_freed_memory, resident_bytes
 from metier.models.attention import hidden_states, use_layouts
 from metier.models.divergence import token_divergence
 from metier.models.flops import peak_flops, step_flops
@@ -33,7 +33,7 @@ from metier.train.packing import Example, Packed, pack, split_micro
 __all__ = ["TrainSettings", "Trainer"]
 
 
-_TIDY_SECONDS = 40.0  # steps of different sizes leave about 60 MB of holes each
+_HOLES = 1_000_000_000  # bytes by which memory may grow before it is tidied: batches of different sizes leave holes
 
 
 class TrainSettings(Learning):
@@ -83,7 +83,7 @@ class Trainer:
         if settings.checkpointing:
             checkpoint_layers(model)
         self.step_number = 0  # optimiser steps taken
-        self._tidied = monotonic()
+        self._resident = 0  # bytes after the first step since memory was tidied
 
     def step(self, examples: Sequence[Example], *, among: Sequence[Example] | None = None) -> dict[str, float]:
         """One optimiser step over all examples; returns what happened.
@@ -108,9 +108,7 @@ class Trainer:
         lr = s.lr * schedule(s.schedule, self.step_number, s.steps, s.warmup)
         grad_norm = self.masters.step(lr, where=where)
         self.step_number += 1
-        if monotonic() - self._tidied > _TIDY_SECONDS:  # no activations are alive here, so nearly all can go
-            hand_back_freed_memory()
-            self._tidied = monotonic()
+        self._tidy()
         seconds = monotonic() - began
         rate = sums.pop("flops") / seconds
         return {
@@ -121,6 +119,15 @@ class Trainer:
             "tokens_per_s": sums["tokens"] / seconds,
             "mfu": rate / (workers.count() * peak_flops(str(self.model.device), self.model.dtype)),
         }
+
+    def _tidy(self) -> None:
+        """Hand back freed memory where it has grown. No activations are alive here, so nearly all of it can go."""
+        resident = resident_bytes()
+        if not self._resident:
+            self._resident = resident
+        elif resident - self._resident > _HOLES:
+            hand_back_freed_memory()
+            self._resident = 0
 
     def skip(self) -> None:
         """Count a step in which there was nothing to learn; the weights stay as they are."""

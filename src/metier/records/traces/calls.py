@@ -10,13 +10,15 @@ Left out: reading files (`files.py`) and what becomes of conversations (`importi
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from metier.base.errors import DataError
+from metier.base.ids import canonical_json
 from metier.records.types import FeedbackKind, Message, Source, Tool, ToolCall
 
 __all__ = [
@@ -28,9 +30,14 @@ __all__ = [
     "call_of",
     "chat_message",
     "conversations",
+    "corrected",
+    "digests",
+    "guarded",
     "loaded",
+    "mapping",
     "number",
     "seconds_of",
+    "spoken_or_none",
     "tools_of",
 ]
 
@@ -66,6 +73,7 @@ class Call:
     usd: float = 0.0
     started_at: float = 0.0  # UTC seconds
     seconds: float = 0.0
+    after: tuple[Message, ...] = ()  # what was said to the answer, where nothing answers that
     stop: str = "stop"  # or length
     error: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -85,6 +93,7 @@ class Remark:
     place: str
     reason: str = ""
     at: float | None = None  # UTC seconds
+    trace: str | None = None  # of the call, for where that is no answer of a model but a step around some
     turn: int | None = None  # the message it is about, where it is about a message of the conversation
 
 
@@ -108,40 +117,52 @@ class Conversation:
 
 
 def conversations(calls: Iterable[Call]) -> list[Conversation]:
-    """Calls strung together, in the order in which conversations began. Calls without an output are left out."""
+    """Calls strung together, in the order in which conversations began.
+
+    Calls without an output are left out; of calls with the same id, as in exports that overlap, the
+    last one counts.
+    """
     made: list[Conversation] = []
-    open_by_group: dict[str, list[Conversation]] = {}
-    for call in sorted((c for c in calls if c.output is not None), key=lambda c: (c.started_at, len(c.input))):
+    ends: dict[tuple[str, bytes], Conversation] = {}  # by group and what was said
+    loose = [c for c in calls if c.conversation is None]
+    held = {c.id: c for c in calls if c.conversation is not None}.values()
+    for call in sorted((c for c in (*loose, *held) if c.output), key=lambda c: (c.started_at, len(c.input))):
         assert call.output is not None
-        spoken = (*call.input, call.output)
+        spoken = (*call.input, call.output, *call.after)
         if call.conversation is None:
             made.append(Conversation(spoken, [(call, len(call.input))]))
             continue
-        group = open_by_group.setdefault(call.conversation, [])
-        going_on = [c for c in group if _begins(c.messages, call.input)]
-        if going_on:
-            longest = max(going_on, key=lambda c: len(c.messages))
-            longest.messages = spoken
-            longest.calls.append((call, len(call.input)))
+        said = digests(spoken)
+        before = next((d for d in reversed(said[: len(call.input)]) if (call.conversation, d) in ends), None)
+        if before is None:
+            conversation = Conversation(spoken, [])
+            made.append(conversation)
         else:
-            begun = Conversation(spoken, [(call, len(call.input))])
-            group.append(begun)
-            made.append(begun)
+            conversation = ends.pop((call.conversation, before))
+            conversation.messages = spoken
+        conversation.calls.append((call, len(call.input)))
+        ends[(call.conversation, said[-1])] = conversation
     return made
 
 
-def _begins(short: Sequence[Message], long: Sequence[Message]) -> bool:
-    """Whether `long` begins with what `short` says; ids of calls and spaces around a text say nothing."""
-    return len(short) <= len(long) and all(_same(a, b) for a, b in zip(short, long[: len(short)], strict=True))
+def digests(messages: Sequence[Message]) -> list[bytes]:
+    """What was said up to each message; ids of calls and spaces around a text say nothing."""
+    running, out = hashlib.sha256(), []
+    for message in messages:
+        calls = [[call.name, call.parsed() or call.arguments.strip()] for call in message.tool_calls]
+        running.update(canonical_json([message.role, message.content.strip(), calls]).encode())
+        out.append(running.digest())
+    return out
 
 
-def _same(a: Message, b: Message) -> bool:
-    if a.role != b.role or a.content.strip() != b.content.strip() or len(a.tool_calls) != len(b.tool_calls):
-        return False
-    return all(
-        x.name == y.name and (x.arguments == y.arguments or (x.parsed() is not None and x.parsed() == y.parsed()))
-        for x, y in zip(a.tool_calls, b.tool_calls, strict=True)
-    )
+def guarded(place: str, made: Iterator[Item]) -> Iterator[Item]:
+    """What is made of one row; where the row is of an unexpected form, that it is skipped, and why."""
+    try:
+        yield from made
+    except DataError as error:
+        yield Skipped(place, str(error))
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        yield Skipped(place, f"of an unexpected form: {type(error).__name__}")
 
 
 def chat_message(raw: Any) -> Message:
@@ -155,7 +176,10 @@ def chat_message(raw: Any) -> Message:
     role = _ROLES.get(str(named).lower())
     if role is None:
         raise DataError(f"message role {named!r} is not one of {', '.join(_ROLES)}")
-    calls = [_call(call) for call in raw.get("tool_calls") or ()]
+    given = raw.get("tool_calls") or []
+    if not isinstance(given, list):
+        raise DataError(f"tool_calls must be a list, not {type(given).__name__}")
+    calls = [_call(call) for call in given]
     if not calls and isinstance(raw.get("function_call"), Mapping):
         calls = [{"function": raw["function_call"]}]
     plain = {**raw, "role": role, "content": _text(raw.get("content")), "tool_calls": calls}
@@ -178,6 +202,8 @@ def _call(raw: Any) -> Any:
 def _text(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
+    if isinstance(content, (int, float)):  # a tool's result as a bare value
+        return json.dumps(content)
     if isinstance(content, Mapping):
         content = [content] if "type" in content else json.dumps(content, ensure_ascii=False)
     if isinstance(content, str):
@@ -194,9 +220,30 @@ def _text(content: Any) -> str:
     return "\n".join(texts)
 
 
+def spoken_or_none(message: Message | None) -> Message | None:
+    """An answer, or None where it says nothing and calls nothing."""
+    return message if message is not None and (message.content.strip() or message.tool_calls) else None
+
+
 def tools_of(raw: Any) -> tuple[Tool, ...]:
-    """Tools in the OpenAI chat format, or bare functions; none where there is nothing."""
-    return tuple(Tool.from_openai(one) for one in (raw or ()))
+    """Tools in the OpenAI chat format, bare functions, or Anthropic's; none where there is nothing.
+
+    One that cannot be read is left out: what was said with it is worth more.
+    """
+    made = []
+    for one in raw if isinstance(raw, list) else ():
+        try:
+            found = {**one, "parameters": one["input_schema"]} if "input_schema" in mapping(one) else one
+            made.append(
+                Tool.from_openai(
+                    {**found, "parameters": loaded(found.get("parameters"))}
+                    if isinstance(found, Mapping) and "function" not in found
+                    else found
+                )
+            )
+        except (DataError, TypeError):
+            continue
+    return tuple(made)
 
 
 def call_of(name: Any, arguments: Any, call_id: Any) -> ToolCall:
@@ -210,9 +257,27 @@ def loaded(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
     return value
+
+
+def corrected(value: Any) -> list[dict[str, Any]] | None:
+    """What an answer should have been, as messages in the OpenAI format; None where it is neither text nor messages."""
+    found = loaded(value)
+    if isinstance(found, str) and found.strip():
+        return [{"role": "assistant", "content": found}]
+    if isinstance(found, Mapping):
+        found = [{"role": "assistant", **found}]
+    if isinstance(found, list) and found:
+        return [chat_message(one).to_openai() for one in found]
+    return None
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """An object, also as JSON text; an empty one where it is anything else."""
+    found = loaded(value)
+    return found if isinstance(found, Mapping) else {}
 
 
 def number(value: Any) -> float | None:
@@ -221,13 +286,13 @@ def number(value: Any) -> float | None:
         return float(value)
     try:
         found = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return found if abs(found) < float("inf") else None
 
 
 def seconds_of(value: Any) -> float | None:
-    """UTC seconds of an ISO 8601 text (UTC where it names no zone), or of a number of seconds."""
+    """UTC seconds of an ISO 8601 text (UTC where it names no zone), or of seconds, milli-, micro- or nanoseconds."""
     if isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
     if isinstance(value, str) and not value.replace(".", "", 1).isdigit():
@@ -236,4 +301,8 @@ def seconds_of(value: Any) -> float | None:
         except ValueError:
             return None
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    return number(value)
+    found = number(value)
+    for scale in (1e9, 1e6, 1e3):
+        if found is not None and abs(found) > 1e8 * scale:
+            return found / scale
+    return found

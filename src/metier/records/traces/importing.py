@@ -3,10 +3,10 @@
 One import is one run of the ledger for each `source` (a product, a project); importing a file
 again, or after it was cut short, changes nothing that is there. An episode's id is made of
 its source's ids and of what was said, so a conversation that has grown since is an
-episode of its own. A remark that says something else than it did supersedes what it said.
+episode of its own. A remark that says something else than it did, later, supersedes what it said.
 
-A task is what the model saw before its first answer. A task that the ledger holds in
-another split (held out, say) keeps out every episode that begins with it.
+A task is what the model saw before its first answer. A conversation that begins with the
+messages of a task which the ledger holds in another split (held out, say) is kept out.
 
 Left out: token ids and log-probabilities, which production does not keep, so that imported
 episodes are to be learnt from as demonstrations or preferences, not by a policy gradient.
@@ -14,6 +14,7 @@ episodes are to be learnt from as demonstrations or preferences, not by a policy
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -21,20 +22,32 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Table, select
 
 from metier.base.clock import now
 from metier.base.config import did_you_mean
 from metier.base.errors import DataError
-from metier.base.ids import content_hash, derive_id
+from metier.base.ids import canonical_json, content_hash, derive_id
 from metier.records import schema
 from metier.records.ledger import Ledger
 from metier.records.rows import rows_among
 from metier.records.traces import langfuse, openai, otel, phoenix
-from metier.records.traces.calls import Call, Conversation, Remark, Skipped, conversations, number
+from metier.records.traces.calls import Call, Conversation, Remark, Skipped, conversations, digests, number
 from metier.records.traces.files import Row, read_rows
 from metier.records.traces.scrub import Scrubber
-from metier.records.types import Cost, Episode, Feedback, Run, Sampling, Span, Task, Weights
+from metier.records.types import (
+    Cost,
+    Episode,
+    Feedback,
+    Run,
+    Sampling,
+    Span,
+    Task,
+    Tool,
+    Weights,
+    from_plain,
+    to_plain,
+)
 
 __all__ = ["FORMATS", "Imported", "import_traces"]
 
@@ -66,16 +79,64 @@ class Imported:
 
 
 @dataclass(frozen=True, slots=True)
+class _Kept:
+    """What remarks need to know of an episode that is in the ledger."""
+
+    id: str
+    turns: dict[str, int]  # call -> the message that it spoke
+    last_of: dict[str, int]  # trace -> the last message that it spoke
+    ended: float  # when its last call began
+    scrub: Scrubber | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Spoken:
-    """A conversation as it is kept: its episode, and the message that each call spoke."""
+    """A conversation as it is to be kept."""
 
     episode: Episode
     task: Task
-    turns: dict[str, int]  # call -> message
-    last_of: dict[str, int]  # trace -> the last message that it spoke
+    kept: _Kept
     group: str  # what remarks about a conversation name
     place: str
-    scrub: Scrubber | None
+
+
+@dataclass(slots=True)
+class _Index:
+    """Episodes by what remarks name."""
+
+    by_call: dict[str, list[_Kept]] = field(default_factory=dict)
+    by_trace: dict[str, list[_Kept]] = field(default_factory=dict)
+    by_group: dict[str, list[_Kept]] = field(default_factory=dict)
+
+    def add(self, one: _Spoken) -> None:
+        """Take in an episode."""
+        self.by_group.setdefault(one.group, []).append(one.kept)
+        for call in one.kept.turns:
+            self.by_call.setdefault(call, []).append(one.kept)
+        for trace in one.kept.last_of:
+            self.by_trace.setdefault(trace, []).append(one.kept)
+
+    def find(self, remark: Remark) -> list[tuple[_Kept, int | None]]:
+        """The episodes that a remark is about, and the message, where it is about one of several.
+
+        What is said of a trace is said of the conversation that ended it; of what several agents
+        said in it, only that is what its user saw. What is said of a step that is no answer of a
+        model is said of its trace.
+        """
+        if remark.about == "conversation":
+            return [(kept, remark.turn) for kept in self.by_group.get(remark.of, [])]
+        if remark.about == "call" and remark.of in self.by_call:
+            found = self.by_call[remark.of][-1]
+            turn = remark.turn
+            if turn is None and len(found.turns) > 1:
+                turn = found.turns[remark.of]
+            return [(found, turn)]
+        trace = remark.of if remark.about == "trace" else remark.trace
+        among = self.by_trace.get(trace or "", [])
+        if not among:
+            return []
+        last = max(among, key=lambda kept: kept.ended)
+        return [(last, last.last_of[trace or ""] if len(last.last_of) > 1 else None)]
 
 
 def import_traces(
@@ -98,9 +159,18 @@ def import_traces(
     run_id = derive_id("run", "import", source)
     done = Imported(name, run_id, skipped=skipped)
     _add_run(ledger, run_id, source)
+    held_out = _held_out(ledger)
+    index = _Index()
     loose: list[Call] = []  # whole conversations, written as they come
     held: list[Call] = []  # calls that others may continue
     remarks: list[Remark] = []
+
+    def flush(calls: Sequence[Call]) -> None:
+        found = conversations(calls)
+        for start in range(0, len(found), _BATCH):
+            _take(ledger, done, found[start : start + _BATCH], index, held_out, source, scrub)
+            on_batch(done)
+
     for item in FORMATS[name].read(good):
         if isinstance(item, Skipped):
             skipped.append(item)
@@ -109,16 +179,13 @@ def import_traces(
         elif item.output is None:
             skipped.append(Skipped(item.place, f"no answer: {item.error or 'the output is empty'}"))
         else:
+            if len(loose) >= _BATCH and not held:  # with the remarks that followed them
+                flush(loose)
+                _take_remarks(ledger, done, index, remarks)
+                loose, remarks, index = [], [], _Index()
             (held if item.conversation is not None else loose).append(item)
-        if len(loose) >= _BATCH and not held:
-            remarks = _take(ledger, done, conversations(loose), remarks, source, scrub, last=False)
-            loose = []
-            on_batch(done)
-    left = conversations([*loose, *held])
-    for start in range(0, max(len(left), 1), _BATCH):
-        last = start + _BATCH >= len(left)
-        remarks = _take(ledger, done, left[start : start + _BATCH], remarks, source, scrub, last=last)
-        on_batch(done)
+    flush([*loose, *held])
+    _take_remarks(ledger, done, index, remarks)
     if not (done.episodes or done.episodes_known):
         whys = "; ".join(f"{why} ({places[0]})" for why, places in list(done.reasons.items())[:3])
         raise DataError(f"{', '.join(map(str, files))}: no conversation could be taken as {name}: {whys or 'no rows'}")
@@ -158,6 +225,9 @@ def _chain(first: Row, rest: Iterable[Row]) -> Iterable[Row]:
 
 
 def _add_run(ledger: Ledger, run_id: str, source: str) -> None:
+    with ledger.reading() as connection:
+        if rows_among(connection, select(schema.runs.c.id), schema.runs.c.id, [run_id]):
+            return
     ledger.add_run(
         Run(
             id=run_id,
@@ -171,64 +241,79 @@ def _add_run(ledger: Ledger, run_id: str, source: str) -> None:
     )
 
 
+def _held_out(ledger: Ledger) -> dict[bytes, str]:
+    """The splits other than production's, by what their tasks begin with."""
+    table = schema.tasks
+    with ledger.reading() as connection:
+        rows = connection.execute(select(table.c.id, table.c.split).where(table.c.split != _SPLIT)).all()
+    split_of = {row.id: row.split for row in rows}
+    found: dict[bytes, str] = {}
+    ids = list(split_of)
+    for start in range(0, len(ids), 1000):
+        for task_id, task in ledger.tasks(ids[start : start + 1000]).items():
+            if task.messages:
+                found[digests(task.messages)[-1]] = split_of[task_id]
+    return found
+
+
 def _take(
     ledger: Ledger,
     done: Imported,
     found: Sequence[Conversation],
-    remarks: Sequence[Remark],
+    index: _Index,
+    held_out: Mapping[bytes, str],
     source: str,
     scrub: bool,
-    *,
-    last: bool,
-) -> list[Remark]:
-    """Keep conversations and the remarks about them; remarks about others come back, or are skipped at the end."""
-    spoken = []
+) -> None:
+    """Keep conversations that are not there yet, and note all for the remarks."""
+    allowed: dict[str, _Spoken] = {}
     for conversation in found:
-        one = _spoken(conversation, done.run_id, source, scrub)
+        place = conversation.calls[0][0].place
+        try:
+            one = _spoken(conversation, done.run_id, source, scrub, held_out)
+        except (DataError, TypeError, ValueError) as error:
+            one = Skipped(place, str(error) if isinstance(error, DataError) else f"of an unexpected form: {error}")
         if isinstance(one, Skipped):
             done.skipped.append(one)
-        else:
-            spoken.append(one)
-            done.calls += len(conversation.calls)
-    splits = _splits(ledger, [one.task.id for one in spoken])
-    allowed = []
-    for one in spoken:
-        split = splits.get(one.task.id, _SPLIT)
-        if split == _SPLIT:
-            allowed.append(one)
-        else:
-            done.skipped.append(Skipped(one.place, f"its task is in split {split!r}, which stays apart"))
-    known = {episode.id for episode in ledger.episodes(ids=[one.episode.id for one in allowed])}
-    new = {one.episode.id: one for one in allowed if one.episode.id not in known}
-    ledger.add_tasks([one.task for one in new.values()])
-    ledger.add_episodes([one.episode for one in new.values()])
+            continue
+        done.calls += len(conversation.calls)
+        index.add(one)
+        allowed.setdefault(one.episode.id, one)
+    known = _known(ledger, schema.episodes, list(allowed))
+    new = [one for episode_id, one in allowed.items() if episode_id not in known]
+    tasks = {one.task.id: one.task for one in new}
+    there = _known(ledger, schema.tasks, list(tasks))
+    ledger.add_tasks([task for task_id, task in tasks.items() if task_id not in there])
+    ledger.add_episodes([one.episode for one in new])
     done.episodes += len(new)
     done.episodes_known += len(allowed) - len(new)
-    return _take_remarks(ledger, done, allowed, remarks, last=last)
 
 
-def _spoken(conversation: Conversation, run_id: str, source: str, scrub: bool) -> _Spoken | Skipped:
+def _known(ledger: Ledger, table: Table, ids: Sequence[str]) -> set[str]:
+    with ledger.reading() as connection:
+        return {row.id for row in rows_among(connection, select(table.c.id), table.c.id, ids)}
+
+
+def _spoken(
+    conversation: Conversation, run_id: str, source: str, scrub: bool, held_out: Mapping[bytes, str]
+) -> _Spoken | Skipped:
     messages, calls = conversation.messages, [call for call, _ in conversation.calls]
-    first, place = calls[0], calls[0].place
-    answered = [n for n, m in enumerate(messages) if m.role == "assistant" and n and messages[n - 1].role == "user"]
-    if not answered:
-        return Skipped(place, "nobody asks: no message of a user comes before an answer")
+    first, last = calls[0], calls[-1]
+    asked = next((n for n, m in enumerate(messages) if m.role == "user"), len(messages))
+    answered = next((n for n in range(asked, len(messages)) if messages[n].role == "assistant"), None)
+    if answered is None:
+        return Skipped(first.place, "nobody asks: no message of a user comes before an answer")
+    if (split := held_out.get(digests(messages[:answered])[-1])) is not None:
+        return Skipped(first.place, f"its task is in split {split!r}, which stays apart")
     identity = content_hash([first.id, [m.to_openai() for m in messages]])  # of what was said, before scrubbing
-    scrubber = Scrubber() if scrub else None
-    if scrubber is not None:
+    meta: dict[str, Any] = {"trace": first.trace, **first.meta}
+    tools, scrubber = first.tools, None
+    if scrub:
+        scrubber = Scrubber()
         messages = tuple(scrubber.message(m) for m in messages)
-    meta: dict[str, Any] = {k: v for k, v in first.meta.items() if isinstance(v, str | int | float | bool)}
-    meta = scrubber.value(meta) if scrubber is not None else meta
-    task = Task(
-        family=_SPLIT,
-        kind=str(meta.get("name") or _SPLIT),
-        messages=messages[: answered[0]],
-        tools=first.tools,
-        split=_SPLIT,
-        source=source,
-        meta=meta,
-    )
-    last = calls[-1]
+        meta = scrubber.value(json.loads(canonical_json(meta)))
+        tools = tuple(from_plain(Tool, scrubber.value(to_plain(tool))) for tool in tools)
+    task = Task(family=_SPLIT, kind=_SPLIT, messages=messages[:answered], tools=tools, split=_SPLIT, source=source)
     episode = Episode(
         id=derive_id("ep", run_id, identity),
         task_id=task.id,
@@ -247,16 +332,16 @@ def _spoken(conversation: Conversation, run_id: str, source: str, scrub: bool) -
             usd=sum(c.usd for c in calls),
         ),
         created_at=first.started_at or now(),
+        meta=meta,
     )
-    return _Spoken(
-        episode=episode,
-        task=task,
+    kept = _Kept(
+        id=episode.id,
         turns={call.id: turn for call, turn in conversation.calls},
         last_of={call.trace: turn for call, turn in conversation.calls},
-        group=first.conversation or first.trace,
-        place=place,
+        ended=last.started_at,
         scrub=scrubber,
     )
+    return _Spoken(episode, task, kept, first.conversation or first.trace, first.place)
 
 
 def _sampling(said: Mapping[str, Any]) -> Sampling:
@@ -270,81 +355,79 @@ def _sampling(said: Mapping[str, Any]) -> Sampling:
     return Sampling(**changes)
 
 
-def _splits(ledger: Ledger, task_ids: Sequence[str]) -> dict[str, str]:
-    table = schema.tasks
-    with ledger.reading() as connection:
-        rows = rows_among(connection, select(table.c.id, table.c.split), table.c.id, list(dict.fromkeys(task_ids)))
-    return {row.id: row.split for row in rows}
+# --- feedback --------------------------------------------------------------------------------
 
 
-def _take_remarks(
-    ledger: Ledger, done: Imported, spoken: Sequence[_Spoken], remarks: Sequence[Remark], *, last: bool
-) -> list[Remark]:
-    by_call = {call: one for one in spoken for call in one.turns}
-    by_trace: dict[str, list[_Spoken]] = {}
-    by_group: dict[str, list[_Spoken]] = {}
-    for one in spoken:
-        by_group.setdefault(one.group, []).append(one)
-        for trace in one.last_of:
-            by_trace.setdefault(trace, []).append(one)
-    statements: list[tuple[Remark, Feedback]] = []
-    left = []
-    for remark in remarks:
-        if remark.about == "call":
-            about = [by_call[remark.of]] if remark.of in by_call else []
-        else:
-            about = (by_trace if remark.about == "trace" else by_group).get(remark.of, [])
-        statements += [(remark, _statement(remark, one, done.run_id)) for one in about]
-        if not about:
-            left.append(remark)
-    _add_feedback(ledger, done, statements)
-    if not last:
-        return left
-    done.skipped += [Skipped(r.place, f"it is about a {r.about} that is not among the conversations") for r in left]
-    return []
+def _take_remarks(ledger: Ledger, done: Imported, index: _Index, remarks: Sequence[Remark]) -> None:
+    for start in range(0, len(remarks), 5 * _BATCH):
+        statements: list[Feedback] = []
+        for remark in remarks[start : start + 5 * _BATCH]:
+            targets = index.find(remark)
+            if not targets:
+                about = f"it is about a {remark.about} that is not among the conversations"
+                done.skipped.append(Skipped(remark.place, about))
+                continue
+            try:
+                statements.append(_statement(remark, targets, done.run_id))
+            except (DataError, TypeError, ValueError) as error:
+                done.skipped.append(Skipped(remark.place, str(error)))
+        _add_feedback(ledger, done, statements)
 
 
-def _statement(remark: Remark, one: _Spoken, run_id: str) -> Feedback:
-    """The remark as feedback: about the whole episode, or about one of its messages."""
-    turn = remark.turn
-    if turn is None and remark.about == "call" and len(one.turns) > 1:
-        turn = one.turns[remark.of]
-    if turn is None and remark.about == "trace" and len(one.last_of) > 1:
-        turn = one.last_of[remark.of]
-    value, reason = remark.value, remark.reason
-    if one.scrub is not None:
-        value, reason = one.scrub.value(value), one.scrub.text(reason)
+def _statement(remark: Remark, targets: Sequence[tuple[_Kept, int | None]], run_id: str) -> Feedback:
+    """The remark as feedback: about whole episodes, or about a message of one. Its id is given by `_add_feedback`."""
+    value, reason, criterion, source = remark.value, remark.reason, remark.criterion, remark.source
+    scrubber = targets[0][0].scrub
+    if scrubber is not None:
+        value, reason, criterion = scrubber.value(value), scrubber.text(reason), scrubber.text(criterion)
+        source = replace(source, name=scrubber.text(source.name))
+    turn = targets[0][1] if len(targets) == 1 else None
     return Feedback(
-        id=derive_id("fb", run_id, one.episode.id, remark.key, content_hash([remark.value, remark.reason, turn])),
-        about=(one.episode.id,),
-        criterion=remark.criterion,
+        id="",
+        about=tuple(kept.id for kept, _ in targets),
+        criterion=criterion,
         kind=remark.kind,
-        source=remark.source,
+        source=source,
         value=value,
         span=None if turn is None else Span(turn=turn),
         reason=reason,
-        evidence={"key": remark.key},
+        # of what was said, before scrubbing, and without saying it
+        evidence={"key": content_hash(remark.key), "said": content_hash([remark.value, remark.reason, turn])},
         created_at=now(),
         observed_at=remark.at,
         run_id=run_id,
     )
 
 
-def _add_feedback(ledger: Ledger, done: Imported, statements: Sequence[tuple[Remark, Feedback]]) -> None:
-    """Add what is new; the newest word under a key supersedes the one that the ledger has."""
-    episodes = {f.about[0] for _, f in statements}
-    stored = ledger.feedback(run_id=done.run_id, about=episodes, current=False)
-    known = {f.id for f in stored}
-    superseded = {f.supersedes for f in stored}
-    latest = {(f.about[0], f.evidence.get("key")): f.id for f in stored if f.id not in superseded}
-    new: dict[str, Feedback] = {}
-    for remark, statement in sorted(statements, key=lambda pair: pair[0].at or 0.0):
-        if statement.id in known or statement.id in new:
+def _add_feedback(ledger: Ledger, done: Imported, statements: Sequence[Feedback]) -> None:
+    """Add what is new. A later word under a key supersedes the one before; an earlier one is known to be outdated."""
+    stored = ledger.feedback(run_id=done.run_id, about={e for f in statements for e in f.about}, current=False)
+    chains: dict[tuple[str, str], list[Feedback]] = {}  # oldest first
+    for statement in stored:
+        chains.setdefault(_place(statement), []).append(statement)
+    new: list[Feedback] = []
+    for statement in sorted(statements, key=lambda f: f.observed_at or 0.0):
+        chain = chains.setdefault(_place(statement), [])
+        if _is_known(statement, chain):
             done.feedback_known += 1
             continue
-        place = (statement.about[0], remark.key)
-        statement = replace(statement, supersedes=latest.get(place))
-        latest[place] = statement.id
-        new[statement.id] = statement
-    ledger.add_feedback(list(new.values()))
+        before = chain[-1].id if chain else None
+        parts = (done.run_id, *statement.about, statement.evidence["key"], statement.evidence["said"], before or "")
+        statement = replace(statement, id=derive_id("fb", *parts), supersedes=before)
+        chain.append(statement)
+        new.append(statement)
+    ledger.add_feedback(new)
     done.feedback += len(new)
+
+
+def _place(statement: Feedback) -> tuple[str, str]:
+    return statement.about[0], str(statement.evidence.get("key"))
+
+
+def _is_known(statement: Feedback, chain: Sequence[Feedback]) -> bool:
+    if not chain:
+        return False
+    said, at, newest = statement.evidence["said"], statement.observed_at, chain[-1]
+    if at is None or newest.observed_at is None or at == newest.observed_at:  # nothing tells which came first
+        return any(older.evidence.get("said") == said for older in chain)
+    return newest.evidence.get("said") == said or at < newest.observed_at

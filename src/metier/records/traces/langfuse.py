@@ -3,7 +3,8 @@
 Taken are observations of type GENERATION, in the spelling of the API (`traceId`) or of
 blob storage and tables (`trace_id`), with input and output as values or as JSON text; and
 scores, of annotators as a person's, of evaluators as a judge's, of the API as production's.
-A trace of which no generation is among the rows is taken by its own input and output.
+A trace of which no generation is among the rows is taken by its own input and output. What
+Langfuse's own evaluators said to their models is left out.
 
 https://langfuse.com/docs/api-and-data-platform/features/blob-storage-export-fields
 """
@@ -15,9 +16,23 @@ from typing import Any, Literal
 
 from metier.base.errors import DataError
 from metier.base.ids import content_hash
-from metier.records.traces.calls import Call, Item, Remark, Skipped, chat_message, loaded, number, seconds_of, tools_of
+from metier.records.traces.calls import (
+    Call,
+    Item,
+    Remark,
+    Skipped,
+    chat_message,
+    corrected,
+    guarded,
+    loaded,
+    mapping,
+    number,
+    seconds_of,
+    spoken_or_none,
+    tools_of,
+)
 from metier.records.traces.files import Row
-from metier.records.types import FeedbackKind, Message, Source, SourceKind
+from metier.records.types import FeedbackKind, Message, Source, SourceKind, Tool
 
 __all__ = ["fits", "read"]
 
@@ -32,28 +47,41 @@ def fits(row: Mapping[str, Any]) -> bool:
 
 
 def read(rows: Iterable[Row]) -> Iterator[Item]:
-    """Calls and remarks of rows."""
-    spoken: set[str] = set()  # traces with a generation
-    whole: dict[str, Row] = {}  # traces without one so far
+    """Calls and remarks, when all rows are read: a trace tells the session of its observations."""
+    generations: list[Row] = []
+    scores: list[Row] = []
+    traces: dict[str, Row] = {}
     for place, row in rows:
-        trace = row.get("trace") if isinstance(row.get("trace"), Mapping) else row
-        for count, one in enumerate(loaded(row.get("observations")) or (), 1):
-            if isinstance(one, Mapping):
-                yield from _observation(f"{place}, observation {count}", {**_context(trace or {}), **one}, spoken)
-        for count, one in enumerate(loaded(row.get("scores")) or (), 1):
-            if isinstance(one, Mapping):
-                yield _score(f"{place}, score {count}", {**_context(trace or {}), **one})
+        trace = mapping(row.get("trace")) or row
+        nested = {"traceId": trace.get("id"), "sessionId": _get(trace, "sessionId")}
+        for name, into in (("observations", generations), ("scores", scores)):
+            found = loaded(row.get(name))
+            for count, one in enumerate(found if isinstance(found, list) else (), 1):
+                if isinstance(one, Mapping) and (name == "scores" or _is_generation(one)):
+                    into.append((f"{place}, {name[:-1]} {count}", {**nested, **one}))
         if _is_score(row):
-            yield _score(place, row)
+            scores.append((place, row))
         elif _get(row, "traceId") is not None and "type" in row:
-            yield from _observation(place, row, spoken)
-        elif trace and trace.get("id") and ("input" in trace or "output" in trace):
-            whole[str(trace["id"])] = (place, trace)
+            if _is_generation(row):
+                generations.append((place, row))
+        elif trace.get("id"):
+            traces[str(trace["id"])] = (place, trace)
         elif "observations" not in row:
             yield Skipped(place, "neither a trace, nor an observation, nor a score")
-    for trace_id, (place, trace) in whole.items():
-        if trace_id not in spoken:
-            yield from _call(place, {**trace, "traceId": trace_id})
+    spoken = {str(_get(row, "traceId")) for _, row in generations}
+    for place, row in generations:
+        trace_row = traces.get(str(_get(row, "traceId")), ("", {}))[1]
+        yield from guarded(place, _call(place, {"sessionId": _get(trace_row, "sessionId"), **row}))
+    for trace_id, (place, trace) in traces.items():
+        if trace_id not in spoken and (trace.get("input") or trace.get("output")):
+            yield from guarded(place, _call(place, {**trace, "traceId": trace_id}))
+    for place, row in scores:
+        yield from guarded(place, iter([_score(place, row)]))
+
+
+def _is_generation(row: Mapping[str, Any]) -> bool:
+    """A model's answer in production; tools, chains and events stand in the generations around them."""
+    return str(row.get("type")).upper() == "GENERATION" and not str(row.get("environment")).startswith("langfuse-")
 
 
 def _is_score(row: Mapping[str, Any]) -> bool:
@@ -63,69 +91,57 @@ def _is_score(row: Mapping[str, Any]) -> bool:
 def _get(row: Mapping[str, Any], name: str) -> Any:
     """A field in either spelling."""
     snake = "".join(f"_{c.lower()}" if c.isupper() else c for c in name)
-    return row.get(name, row.get(snake))
+    found = row.get(name)
+    return row.get(snake) if found is None else found
 
 
-def _context(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """What rows within a trace take from it."""
-    return {"traceId": trace.get("id"), "sessionId": _get(trace, "sessionId")}
-
-
-def _observation(place: str, row: Mapping[str, Any], spoken: set[str]) -> Iterator[Item]:
-    if str(row.get("type")).upper() != "GENERATION":
-        return  # a tool, a chain, an event: what it did stands in the generations around it
-    spoken.add(str(_get(row, "traceId")))
-    yield from _call(place, row)
-
-
-def _call(place: str, row: Mapping[str, Any]) -> Iterator[Item]:
-    try:
-        given, tools = _input(loaded(row.get("input")))
-        failed = str(row.get("level", "")).upper() == "ERROR"
-        output = None if failed and row.get("output") is None else _output(loaded(row.get("output")))
-    except DataError as error:
-        yield Skipped(place, str(error))
-        return
+def _call(place: str, row: Mapping[str, Any]) -> Iterator[Call]:
+    given, tools = _input(loaded(row.get("input")))
+    failed = str(row.get("level", "")).upper() == "ERROR"
+    said = loaded(row.get("output"))
+    output = None if failed and not said else spoken_or_none(_output(said))
     trace = str(_get(row, "traceId"))
-    usage = loaded(_get(row, "usageDetails")) or loaded(row.get("usage")) or {}
-    asked = loaded(_get(row, "modelParameters")) or {}
-    cost = loaded(_get(row, "costDetails")) or {}
+    usage = mapping(_get(row, "usageDetails")) or mapping(row.get("usage"))
+    asked, cost = mapping(_get(row, "modelParameters")), mapping(_get(row, "costDetails"))
     began, ended = (seconds_of(_get(row, name)) for name in ("startTime", "endTime"))
     began = began if began is not None else seconds_of(row.get("timestamp"))
-    session = _get(row, "sessionId")
     yield Call(
-        id=str(row.get("id")),
+        id=str(row.get("id") or place),
         trace=trace,
-        conversation=str(session or trace),
+        conversation=str(_get(row, "sessionId") or trace),
         input=tuple(given),
         output=output,
         place=place,
         tools=tools,
         model=str(row.get("model") or _get(row, "providedModelName") or ""),
-        sampling={k: asked[k] for k in ("temperature", "top_p", "top_k", "max_tokens") if asked.get(k) is not None}
-        if isinstance(asked, Mapping)
-        else {},
+        sampling={k: asked[k] for k in ("temperature", "top_p", "top_k", "max_tokens") if asked.get(k) is not None},
         input_tokens=int(number(usage.get("input")) or 0),
         output_tokens=int(number(usage.get("output")) or 0),
         usd=number(cost.get("total")) or number(_get(row, "totalCost")) or 0.0,
         started_at=began or 0.0,
         seconds=max(0.0, ended - began) if began is not None and ended is not None else 0.0,
         error=str(_get(row, "statusMessage") or "the call failed") if failed else None,
-        meta={"name": row["name"]} if row.get("name") else {},
+        meta={
+            name: value
+            for name, value in (("name", row.get("name")), ("user", _get(row, "userId")))
+            if isinstance(value, str) and value
+        },
     )
 
 
-def _input(value: Any) -> tuple[list[Message], tuple[Any, ...]]:
+def _input(value: Any) -> tuple[list[Message], tuple[Tool, ...]]:
+    tools: Any = None
     if isinstance(value, str) and value:
-        return [Message(role="user", content=value)], ()
-    if isinstance(value, Mapping):
-        if isinstance(value.get("messages"), list):
-            return [chat_message(m) for m in value["messages"]], tools_of(value.get("tools"))
-        if "role" in value:
-            return [chat_message(value)], ()
-    if isinstance(value, list) and value:
-        return [chat_message(m) for m in value], ()
-    raise DataError("its input is no conversation: neither messages nor text")
+        value = [{"role": "user", "content": value}]
+    elif isinstance(value, Mapping):
+        tools = value.get("tools")
+        value = value.get("messages") if isinstance(value.get("messages"), list) else [value]
+    if not isinstance(value, list) or not value or not all(isinstance(m, Mapping) for m in value):
+        raise DataError("its input is no conversation: neither messages nor text")
+    # LangChain's handler puts each tool among the messages
+    among = [m["content"] for m in value if isinstance(m.get("content"), Mapping) and "function" in m["content"]]
+    value = [m for m in value if not (isinstance(m.get("content"), Mapping) and "function" in m["content"])]
+    return [chat_message(m) for m in value], tools_of(tools or among)
 
 
 def _output(value: Any) -> Message:
@@ -134,7 +150,7 @@ def _output(value: Any) -> Message:
     if isinstance(value, list) and value:
         value = value[-1]
     if isinstance(value, Mapping) and value.get("choices"):
-        value = value["choices"][0].get("message")
+        value = mapping(value["choices"][0]).get("message")
     if isinstance(value, Mapping) and ("content" in value or "tool_calls" in value):
         return chat_message({"role": "assistant", **value})
     raise DataError("its output is no answer: neither a message nor text")
@@ -142,19 +158,24 @@ def _output(value: Any) -> Message:
 
 def _score(place: str, row: Mapping[str, Any]) -> Remark | Skipped:
     name, kind_of = str(row.get("name") or "score"), str(_get(row, "dataType")).upper()
-    value, text = number(row.get("value")), _get(row, "stringValue") or _get(row, "longStringValue")
+    text = _get(row, "stringValue") or _get(row, "longStringValue")
+    if text is None and isinstance(row.get("value"), str):
+        text = row["value"]
     kind: FeedbackKind = "score"
-    said: Any = value
-    if kind_of == "CORRECTION" and text:
-        kind, said = "correction", [{"role": "assistant", "content": str(text)}]
-    elif kind_of in ("CATEGORICAL", "TEXT") and text:
-        kind, said = "label", str(text)
+    said: Any = number(row.get("value"))
+    if kind_of == "CORRECTION":
+        kind, said = "correction", corrected(text)
+    elif kind_of in ("CATEGORICAL", "TEXT"):
+        kind, said = "label", text
     if said is None:
         return Skipped(place, f"the score {name!r} has no value")
+    subject = mapping(row.get("subject"))
+    of_kind = str(subject.get("kind", "")).upper()
+    trace = _get(row, "traceId") or _get(subject, "traceId") or (subject.get("id") if of_kind == "TRACE" else None)
     targets: list[tuple[Literal["call", "trace", "conversation"], Any]] = [
-        ("call", _get(row, "observationId")),
-        ("trace", _get(row, "traceId")),
-        ("conversation", _get(row, "sessionId")),
+        ("call", _get(row, "observationId") or (subject.get("id") if of_kind == "OBSERVATION" else None)),
+        ("trace", trace),
+        ("conversation", _get(row, "sessionId") or (subject.get("id") if of_kind == "SESSION" else None)),
     ]
     named = [target for target in targets if target[1]]
     if not named:
@@ -165,6 +186,7 @@ def _score(place: str, row: Mapping[str, Any]) -> Remark | Skipped:
     return Remark(
         about=about,
         of=str(of),
+        trace=None if trace is None else str(trace),
         key=str(row.get("id") or content_hash([of, name, said])),
         criterion=name,
         kind=kind,

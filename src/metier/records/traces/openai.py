@@ -10,7 +10,7 @@ or `true`, `false`, "up", "down" is a score; a text is a label; one called "edit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from metier.base.errors import DataError
@@ -21,12 +21,15 @@ from metier.records.traces.calls import (
     Remark,
     Skipped,
     chat_message,
+    corrected,
+    guarded,
+    mapping,
     number,
     seconds_of,
     tools_of,
 )
 from metier.records.traces.files import Row
-from metier.records.types import FeedbackKind, Source
+from metier.records.types import FeedbackKind, Message, Source
 
 __all__ = ["fits", "read"]
 
@@ -42,79 +45,86 @@ def fits(row: Mapping[str, Any]) -> bool:
 def read(rows: Iterable[Row]) -> Iterator[Item]:
     """Calls and remarks of rows; each row is a conversation of its own."""
     for place, row in rows:
-        try:
-            yield from _row(place, row)
-        except DataError as error:
-            yield Skipped(place, str(error))
+        yield from guarded(place, _row(place, row))
 
 
 def _row(place: str, row: Mapping[str, Any]) -> Iterator[Item]:
-    if "messages" in row:
-        raw, said = row, {}
-    elif isinstance(row.get("request"), Mapping) and isinstance(row.get("response"), Mapping):
-        raw, said = row["request"], row["response"]
-    else:
-        raise DataError("a row needs `messages`, or `request` and `response`")
+    raw, said = row, mapping(row.get("response"))
+    if "messages" not in row:
+        if "request" not in row or "response" not in row:
+            raise DataError("a row needs `messages`, or `request` and `response`")
+        raw = mapping(row["request"])
     if not isinstance(raw.get("messages"), list):
         raise DataError("`messages` must be a list")
     messages = [chat_message(m) for m in raw["messages"]]
-    choices = said.get("choices") or ()
     stop = "stop"
-    if choices:
-        messages.append(chat_message(choices[0].get("message", {})))
-        stop = "length" if choices[0].get("finish_reason") == "length" else "stop"
+    if said.get("choices"):
+        choice = said["choices"][0]
+        messages.append(chat_message({"role": "assistant", **choice.get("message", {})}))
+        stop = "length" if choice.get("finish_reason") == "length" else "stop"
     spoken = [n for n, m in enumerate(messages) if m.role == "assistant"]
     if not spoken:
         raise DataError("nobody answers: there is no message of an assistant")
     last = spoken[-1]
     identity = str(row.get("id") or said.get("id") or content_hash([m.to_openai() for m in messages]))
-    usage = row.get("usage") or said.get("usage") or {}
+    usage = mapping(row.get("usage")) or mapping(said.get("usage"))
     started = row.get("created", row.get("created_at", said.get("created")))
+    asked = {k: raw[k] for k in ("temperature", "top_p", "top_k", "max_tokens") if raw.get(k) is not None}
+    if raw.get("max_completion_tokens") is not None:
+        asked["max_tokens"] = raw["max_completion_tokens"]
     yield Call(
         id=identity,
         trace=identity,
         conversation=None,
         input=tuple(messages[:last]),
         output=messages[last],
+        after=tuple(messages[last + 1 :]),
         place=place,
         tools=tools_of(raw.get("tools")),
         model=str(row.get("model") or said.get("model") or raw.get("model") or ""),
-        sampling={k: raw[k] for k in ("temperature", "top_p", "max_tokens") if raw.get(k) is not None},
+        sampling=asked,
         input_tokens=int(number(usage.get("prompt_tokens")) or 0),
         output_tokens=int(number(usage.get("completion_tokens")) or 0),
         started_at=seconds_of(started) or 0.0,
         stop=stop,
-        meta=row.get("metadata") or {},
+        meta=mapping(row.get("metadata")),
     )
     feedback = row.get("feedback") or []
     for count, one in enumerate(feedback if isinstance(feedback, list) else [feedback], 1):
-        yield _remark(f"{place}, feedback {count}", identity, one)
+        where = f"{place}, feedback {count}"
+        yield from guarded(where, iter([_remark(where, identity, one, messages)]))
 
 
-def _remark(place: str, identity: str, raw: Any) -> Remark | Skipped:
-    if not isinstance(raw, Mapping) or "value" not in raw:
+def _remark(place: str, identity: str, raw: Any, messages: Sequence[Message]) -> Remark | Skipped:
+    if not isinstance(raw, Mapping) or raw.get("value") is None:
         return Skipped(place, "feedback must be an object with a `value`")
-    name, value = str(raw.get("name") or "feedback"), raw["value"]
+    name, value, turn = str(raw.get("name") or "feedback"), raw["value"], raw.get("turn")
+    if turn is not None and not (
+        isinstance(turn, int) and 0 <= turn < len(messages) and messages[turn].role == "assistant"
+    ):
+        return Skipped(place, f"feedback is about turn {turn!r}, which is no message of the assistant")
     kind: FeedbackKind = "score"
     if name in _EDITS:
-        kind, value = "correction", [{"role": "assistant", "content": str(value)}]
+        kind, value = "correction", corrected(value)
+        if value is None:
+            return Skipped(place, f"the `value` of {name!r} must be a text or messages")
     elif isinstance(value, str) and value.lower() in _THUMBS:
         value = _THUMBS[value.lower()]
     elif isinstance(value, str):
         kind = "label"
     elif (value := number(value)) is None:
         return Skipped(place, "the `value` of feedback must be a number, true, false or a text")
-    source = raw.get("source") or "user"
+    source = str(raw.get("source") or "user")
     return Remark(
         about="call",
         of=identity,
-        key=str(raw.get("id") or f"{identity}/{name}/{source}"),
+        key=str(raw.get("id") or f"{identity}/{name}/{source}/{turn}"),
         criterion=name,
         kind=kind,
         value=value,
-        source=Source(kind="production", name=str(source), version="1"),
+        source=Source(kind="production", name=source, version="1"),
         place=place,
         reason=str(raw.get("comment") or ""),
         at=seconds_of(raw.get("at")),
-        turn=raw["turn"] if isinstance(raw.get("turn"), int) else None,
+        turn=turn,
     )

@@ -1,9 +1,10 @@
-"""OpenTelemetry spans of generative AI, as the collector's file exporter writes them (OTLP JSON).
+"""OpenTelemetry spans and events of generative AI, as the collector's file exporter writes them (OTLP JSON).
 
 Semantic conventions 1.37 to 1.41: messages in the attributes `gen_ai.input.messages`,
 `gen_ai.output.messages`, `gen_ai.system_instructions` and `gen_ai.tool.definitions` of a
-span, or of its event `gen_ai.client.inference.operation.details`, as JSON text or as
-structured values; judgements in events `gen_ai.evaluation.result`. Earlier conventions,
+span, or of the event `gen_ai.client.inference.operation.details`, as JSON text or as
+structured values; judgements in events `gen_ai.evaluation.result`. Events are a span's own
+or log records that name their span. Earlier conventions,
 which wrote each message as an event of its own, are refused by name. Instrumentations
 record messages only where they are told to: spans without them are skipped and say so.
 
@@ -19,7 +20,20 @@ from typing import Any
 
 from metier.base.errors import DataError
 from metier.base.ids import content_hash
-from metier.records.traces.calls import Call, Item, Remark, Skipped, call_of, chat_message, loaded, number, tools_of
+from metier.records.traces.calls import (
+    Call,
+    Item,
+    Remark,
+    Skipped,
+    call_of,
+    chat_message,
+    guarded,
+    loaded,
+    mapping,
+    number,
+    spoken_or_none,
+    tools_of,
+)
 from metier.records.traces.files import Row
 from metier.records.types import FeedbackKind, Message, Source
 
@@ -39,36 +53,44 @@ _OLD = (
 
 def fits(row: Mapping[str, Any]) -> bool:
     """Whether a row looks like one of these."""
-    return "resourceSpans" in row
+    return "resourceSpans" in row or "resourceLogs" in row
 
 
 def read(rows: Iterable[Row]) -> Iterator[Item]:
-    """Calls and remarks of rows of OTLP JSON, each of which may hold many spans."""
+    """Calls and remarks of rows of OTLP JSON, each of which may hold many spans or log records."""
     for place, row in rows:
-        resources = row.get("resourceSpans")
-        if not isinstance(resources, list):
-            yield Skipped(place, "a row needs a list of `resourceSpans`")
+        if not fits(row):
+            yield Skipped(place, "a row needs `resourceSpans` or `resourceLogs`")
             continue
-        for resource in resources:
-            for scope in resource.get("scopeSpans") or ():
-                for span in scope.get("spans") or ():
-                    where = f"{place}, span {span.get('spanId', '?')}"
-                    try:
-                        yield from _span(where, span)
-                    except DataError as error:
-                        yield Skipped(where, str(error))
+        for record in _within(row, "resourceSpans", "scopeSpans", "spans"):
+            where = f"{place}, span {record.get('spanId', '?')}"
+            yield from guarded(where, _span(where, record))
+        for record in _within(row, "resourceLogs", "scopeLogs", "logRecords"):
+            where = f"{place}, event of span {record.get('spanId', '?')}"
+            yield from guarded(where, _log(where, record))
+
+
+def _within(row: Mapping[str, Any], *names: str) -> Iterator[Mapping[str, Any]]:
+    """The innermost objects of lists within lists; anything else in them is passed over."""
+    name, *rest = names
+    found = row.get(name)
+    for one in found if isinstance(found, list) else ():
+        if isinstance(one, Mapping):
+            yield from _within(one, *rest) if rest else iter([one])
 
 
 def _span(place: str, span: Mapping[str, Any]) -> Iterator[Item]:
-    said = _attributes(span.get("attributes"))
-    events = [(e.get("name"), _attributes(e.get("attributes")), e) for e in span.get("events") or ()]
-    for name, more, _ in events:
+    said, place_of = _attributes(span.get("attributes")), _place_of(place, span)
+    events = [
+        (str(e.get("name")), _attributes(e.get("attributes")), e)
+        for e in _within({"events": span.get("events")}, "events")
+    ]
+    for name, more, event in events:
         if name == _DETAILS:
             said = {**more, **said}
-    span_id, trace_id = str(span.get("spanId") or ""), str(span.get("traceId") or "")
-    for name, more, event in events:
-        if name == _JUDGED:
-            yield _remark(f"{place}, event {name}", f"{trace_id}/{span_id}", more, event)
+        elif name == _JUDGED:
+            where = f"{place}, event {name}"
+            yield from guarded(where, iter([_remark(where, *place_of, more, event)]))
     if said.get("gen_ai.operation.name") not in _CHAT:
         return  # an agent, a tool or something else: what it did stands in the calls below it
     if "gen_ai.output.messages" not in said and any(name in _OLD for name, _, _ in events):
@@ -76,24 +98,50 @@ def _span(place: str, span: Mapping[str, Any]) -> Iterator[Item]:
             "messages are events of their own, as conventions up to 1.36 had it; set "
             "OTEL_SEMCONV_STABILITY_OPT_IN=gen_ai_latest_experimental in the instrumented program"
         )
+    began, ended = (number(span.get(k)) or 0.0 for k in ("startTimeUnixNano", "endTimeUnixNano"))
+    status = mapping(span.get("status"))
+    error = None
+    if said.get("error.type") or status.get("code") in (2, "STATUS_CODE_ERROR"):
+        error = str(status.get("message") or said.get("error.type") or "the call failed")
+    yield _call(place, *place_of, said, began, ended, error)
+
+
+def _log(place: str, record: Mapping[str, Any]) -> Iterator[Item]:
+    """An event that stands apart from its span."""
+    said, place_of = _attributes(record.get("attributes")), _place_of(place, record)
+    name = record.get("eventName") or said.get("event.name")
+    at = number(record.get("timeUnixNano")) or number(record.get("observedTimeUnixNano")) or 0.0
+    if name == _JUDGED:
+        yield _remark(place, *place_of, said, {"timeUnixNano": at})
+    elif name == _DETAILS and said.get("gen_ai.operation.name") in (*_CHAT, None):
+        yield _call(place, *place_of, said, at, at, str(said["error.type"]) if said.get("error.type") else None)
+
+
+def _place_of(place: str, record: Mapping[str, Any]) -> tuple[str, str]:
+    """The ids of a record's call and trace; where it names none, it is a trace of its own."""
+    trace = str(record.get("traceId") or place)
+    return f"{trace}/{record.get('spanId') or place}", trace
+
+
+def _call(
+    place: str, call_id: str, trace: str, said: Mapping[str, Any], began: float, ended: float, error: str | None
+) -> Call:
     if "gen_ai.input.messages" not in said:
         raise DataError("its messages were not recorded; tell the instrumentation to capture message content")
     given = [m for entry in _listed(said["gen_ai.input.messages"]) for m in _messages(entry)]
     if instructions := loaded(said.get("gen_ai.system_instructions")):
-        texts = [_part_text(p) for p in _listed(instructions)]
+        texts = [instructions] if isinstance(instructions, str) else [_part_text(p) for p in _listed(instructions)]
         given.insert(0, Message(role="system", content="\n".join(texts)))
     answers = _listed(said.get("gen_ai.output.messages") or [])
-    reason = str(answers[0].get("finish_reason", "")) if answers else ""
-    error = None
-    if said.get("error.type") or (span.get("status") or {}).get("code") in (2, "STATUS_CODE_ERROR"):
-        error = str((span.get("status") or {}).get("message") or said.get("error.type") or "the call failed")
-    began, ended = (number(span.get(k)) or 0.0 for k in ("startTimeUnixNano", "endTimeUnixNano"))
-    yield Call(
-        id=f"{trace_id}/{span_id}",
-        trace=trace_id,
-        conversation=str(said.get("gen_ai.conversation.id") or trace_id),
+    output = _messages(answers[0])[0] if answers else None
+    reasons = said.get("gen_ai.response.finish_reasons") or [""]
+    reason = str((answers[0].get("finish_reason") if answers else None) or reasons[0])
+    return Call(
+        id=call_id,
+        trace=trace,
+        conversation=str(said.get("gen_ai.conversation.id") or trace),
         input=tuple(given),
-        output=_messages(answers[0])[0] if answers else None,
+        output=spoken_or_none(output),
         place=place,
         tools=tools_of(loaded(said.get("gen_ai.tool.definitions"))),
         model=str(said.get("gen_ai.response.model") or said.get("gen_ai.request.model") or ""),
@@ -112,7 +160,7 @@ def _span(place: str, span: Mapping[str, Any]) -> Iterator[Item]:
     )
 
 
-def _remark(place: str, call: str, said: Mapping[str, Any], event: Mapping[str, Any]) -> Remark | Skipped:
+def _remark(place: str, call: str, trace: str, said: Mapping[str, Any], event: Mapping[str, Any]) -> Remark | Skipped:
     name = str(said.get("gen_ai.evaluation.name") or "evaluation")
     score, label = number(said.get("gen_ai.evaluation.score.value")), said.get("gen_ai.evaluation.score.label")
     if score is None and label is None:
@@ -122,6 +170,7 @@ def _remark(place: str, call: str, said: Mapping[str, Any], event: Mapping[str, 
     return Remark(
         about="call",
         of=call,
+        trace=trace,
         key=f"{call}/{name}/{content_hash([score, label, at])}",
         criterion=name,
         kind=kind,
@@ -129,7 +178,7 @@ def _remark(place: str, call: str, said: Mapping[str, Any], event: Mapping[str, 
         source=Source(kind="judge", name=name, version="1"),
         place=place,
         reason=str(said.get("gen_ai.evaluation.explanation") or ""),
-        at=None if at is None else at / 1e9,
+        at=None if not at else at / 1e9,
     )
 
 
@@ -148,6 +197,8 @@ def _messages(raw: Mapping[str, Any]) -> list[Message]:
         raise DataError("a message has no `parts`, as the conventions from 1.37 on have it")
     texts, calls, results = [], [], []
     for part in parts:
+        if not isinstance(part, Mapping):
+            raise DataError("a message's `parts` must be objects")
         kind = part.get("type")
         if kind == "tool_call":
             calls.append(call_of(part.get("name"), part.get("arguments"), part.get("id")))
@@ -157,8 +208,8 @@ def _messages(raw: Mapping[str, Any]) -> list[Message]:
             results.append(Message(role="tool", content=text, tool_call_id=str(part.get("id") or "").strip() or None))
         elif kind != "reasoning":  # what the model thought is not what it said
             texts.append(_part_text(part))
-    if results:
-        return results
+    if results:  # beside them a user may say something too
+        return [*results, *([chat_message({"role": "user", "content": "\n".join(texts)})] if texts else [])]
     plain = chat_message({"role": role, "content": "\n".join(texts)})
     return [replace(plain, tool_calls=tuple(calls))]
 
@@ -170,17 +221,20 @@ def _part_text(part: Mapping[str, Any]) -> str:
 
 
 def _attributes(raw: Any) -> dict[str, Any]:
-    return {a["key"]: _value(a.get("value") or {}) for a in raw or () if isinstance(a, Mapping) and "key" in a}
+    if isinstance(raw, Mapping):  # some exporters write them plainly
+        return dict(raw)
+    return {str(a["key"]): _value(mapping(a.get("value"))) for a in raw or () if isinstance(a, Mapping) and "key" in a}
 
 
 def _value(raw: Mapping[str, Any]) -> Any:
     """A value of OTLP JSON as a plain one."""
     for kind, value in raw.items():
         if kind == "intValue":
-            return int(value)
+            found = number(value)
+            return None if found is None else int(found)
         if kind == "arrayValue":
-            return [_value(v) for v in value.get("values") or ()]
+            return [_value(mapping(v)) for v in mapping(value).get("values") or ()]
         if kind == "kvlistValue":
-            return _attributes(value.get("values"))
+            return _attributes(mapping(value).get("values"))
         return value
     return None

@@ -22,9 +22,12 @@ from metier.records.traces.calls import (
     Skipped,
     call_of,
     chat_message,
+    guarded,
     loaded,
+    mapping,
     number,
     seconds_of,
+    spoken_or_none,
     tools_of,
 )
 from metier.records.traces.files import Row
@@ -43,18 +46,25 @@ def fits(row: Mapping[str, Any]) -> bool:
 
 
 def read(rows: Iterable[Row]) -> Iterator[Item]:
-    """Calls and remarks of rows."""
+    """Calls and remarks of rows; remarks come last, when it is known which trace each span is of."""
+    trace_of: dict[str, str] = {}
+    notes: list[tuple[str, Mapping[str, Any]]] = []
     for place, raw in rows:
-        row = _nested(raw)
         try:
-            if "annotator_kind" in row:
-                yield _remark(place, row)
-            elif isinstance(row.get("context"), Mapping):
-                yield from _span(place, row)
-            else:
-                yield Skipped(place, "neither a span nor an annotation")
-        except DataError as error:
-            yield Skipped(place, str(error))
+            row = _nested(raw)
+        except (TypeError, ValueError, RecursionError) as error:
+            yield Skipped(place, f"of an unexpected form: {type(error).__name__}")
+            continue
+        context = row.get("context")
+        if "annotator_kind" in row:
+            notes.append((place, row))
+        elif isinstance(context, Mapping) and context.get("span_id"):
+            trace_of[str(context["span_id"])] = str(context.get("trace_id") or context["span_id"])
+            yield from guarded(place, _span(place, row, trace_of[str(context["span_id"])]))
+        else:
+            yield Skipped(place, "neither a span nor an annotation")
+    for place, row in notes:
+        yield from guarded(place, iter([_remark(place, row, trace_of)]))
 
 
 def _nested(value: Any) -> Any:
@@ -86,7 +96,7 @@ def _listed(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     found = {k: _listed(v) for k, v in value.items()}
-    if found and all(k.isdigit() for k in found):
+    if found and all(k.isascii() and k.isdigit() for k in found):
         return [found[k] for k in sorted(found, key=int)]
     return found
 
@@ -97,37 +107,34 @@ def _at(value: Any, *path: str) -> Any:
     return value
 
 
-def _span(place: str, row: Mapping[str, Any]) -> Iterator[Item]:
-    said = row.get("attributes") or {}
+def _span(place: str, row: Mapping[str, Any], trace_id: str) -> Iterator[Item]:
+    said = mapping(row.get("attributes"))
     kind = row.get("span_kind") or _at(said, "openinference", "span", "kind")
     if str(kind).upper() != "LLM":
         return  # a chain, a tool, an agent: what it did stands in the calls around it
-    span_id, trace_id = str(row["context"].get("span_id")), str(row["context"].get("trace_id"))
     given = [_message(m) for m in _at(said, "llm", "input_messages") or ()]
     if not given and isinstance(_at(said, "input", "value"), str):
         given = [Message(role="user", content=said["input"]["value"])]
     if not given:
         raise DataError("its messages were not recorded; let the instrumentation record inputs")
-    answers = _at(said, "llm", "output_messages") or ()
+    answers = _at(said, "llm", "output_messages") or []
     failed = str(row.get("status_code", "")).upper() == "ERROR"
     output = _message(answers[0]) if answers else None
     if output is None and not failed and isinstance(_at(said, "output", "value"), str):
         output = Message(role="assistant", content=said["output"]["value"])
-    asked = loaded(_at(said, "llm", "invocation_parameters")) or {}
+    asked = mapping(_at(said, "llm", "invocation_parameters"))
     began, ended = (seconds_of(row.get(name)) for name in ("start_time", "end_time"))
     tools = [loaded(_at(t, "tool", "json_schema")) for t in _at(said, "llm", "tools") or ()]
     yield Call(
-        id=span_id,
+        id=str(row["context"]["span_id"]),
         trace=trace_id,
         conversation=str(_at(said, "session", "id") or trace_id),
         input=tuple(given),
-        output=output,
+        output=spoken_or_none(output),
         place=place,
         tools=tools_of(tools),
         model=str(_at(said, "llm", "model_name") or ""),
-        sampling={k: asked[k] for k in ("temperature", "top_p", "top_k", "max_tokens") if asked.get(k) is not None}
-        if isinstance(asked, Mapping)
-        else {},
+        sampling={k: asked[k] for k in ("temperature", "top_p", "top_k", "max_tokens") if asked.get(k) is not None},
         input_tokens=int(number(_at(said, "llm", "token_count", "prompt")) or 0),
         output_tokens=int(number(_at(said, "llm", "token_count", "completion")) or 0),
         started_at=began or 0.0,
@@ -146,15 +153,16 @@ def _message(raw: Any) -> Message:
         content = [_at(part, "message_content") for part in said["contents"]]
     calls = []
     for one in said.get("tool_calls") or ():
-        function = _at(one, "tool_call", "function") or {}
+        function = mapping(_at(one, "tool_call", "function"))
         call = call_of(function.get("name"), function.get("arguments"), _at(one, "tool_call", "id"))
         calls.append({"id": call.id, "function": {"name": call.name, "arguments": call.arguments}})
     plain = {k: said.get(k) for k in ("role", "tool_call_id", "name") if said.get(k) is not None}
     return chat_message({**plain, "content": content, "tool_calls": calls})
 
 
-def _remark(place: str, row: Mapping[str, Any]) -> Remark | Skipped:
-    name, result = str(row.get("name") or "annotation"), row.get("result") or row
+def _remark(place: str, row: Mapping[str, Any], trace_of: Mapping[str, str]) -> Remark | Skipped:
+    name = str(row.get("name") or row.get("annotation_name") or "annotation")
+    result = mapping(row.get("result")) or row
     score, label, why = number(result.get("score")), result.get("label"), result.get("explanation")
     kind: FeedbackKind = "score" if score is not None else "label"
     if score is None and not label:
@@ -173,6 +181,7 @@ def _remark(place: str, row: Mapping[str, Any]) -> Remark | Skipped:
     return Remark(
         about=about,
         of=str(of),
+        trace=trace_of.get(str(of)),
         key=str(row.get("id") or content_hash([of, name, row.get("identifier") or "", by])),
         criterion=name,
         kind=kind,
