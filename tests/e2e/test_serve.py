@@ -125,28 +125,51 @@ def test_stop_strings_end_an_answer(server: Server) -> None:
         assert text.strip() == content[: content.index(word)].strip()
 
 
+def idle(server: Server, seconds: float = 20.0) -> bool:
+    until = time.monotonic() + seconds
+    while server.health()["under_way"] and time.monotonic() < until:
+        time.sleep(0.05)
+    return server.health()["under_way"] == 0
+
+
 def test_many_at_once_and_too_many(server: Server) -> None:
+    assert idle(server)
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda n: ask(server, max_tokens=6, n=1, seed=n), range(8)))
+        answers = list(pool.map(lambda n: ask(server, max_tokens=6, seed=n), range(8)))
     assert len({a.choices[0].message.content for a in answers}) == 1  # greedy
-    with pytest.raises(openai.RateLimitError, match="as many as this server takes"):
+    with pytest.raises(openai.BadRequestError, match="n is 16; this server takes 8 at once"):
         ask(server, n=16, temperature=1.0)
-    assert server.health()["under_way"] == 0
+    assert idle(server)
+    streams = [ask(server, stream=True, max_tokens=400, temperature=1.0, seed=n, n=4) for n in range(2)]
+    with pytest.raises(openai.RateLimitError, match="8 requests are under way and this server takes 8"):
+        ask(server)
+    for stream in streams:
+        stream.close()
+    assert idle(server)
 
 
 def test_a_client_that_goes_away_frees_its_slot(server: Server) -> None:
-    stream = ask(server, stream=True, max_tokens=1500, temperature=1.0)
+    """It is asked for more than it could say in the time that is waited here."""
+    stream = ask(server, stream=True, max_tokens=7000, temperature=1.5, n=4)
     next(iter(stream))
-    assert server.health()["under_way"] == 1
+    assert server.health()["under_way"] == 4
     stream.close()
+    assert idle(server, 10)
     with pytest.raises(openai.APITimeoutError):
         server.client(timeout=1).chat.completions.create(
-            model=server.name, messages=ASK, max_tokens=1500, temperature=1.0
+            model=server.name, messages=ASK, max_tokens=7000, temperature=1.5, n=4
         )
-    until = time.monotonic() + 20
-    while server.health()["under_way"] and time.monotonic() < until:
-        time.sleep(0.1)
-    assert server.health()["under_way"] == 0
+    assert server.health()["under_way"] == 4
+    assert idle(server, 10)
+
+
+def test_what_clients_leave_empty_is_not_missed(server: Server) -> None:
+    empty = dict.fromkeys(("n", "stream", "logprobs", "top_logprobs", "stop", "seed", "top_p"))
+    more = {"top_k": -1, "repetition_penalty": 1.0, "min_p": None, **empty}
+    answer = server.client().chat.completions.create(
+        model=server.name, messages=ASK, temperature=0.0, max_tokens=4, extra_body=more
+    )
+    assert answer.usage.completion_tokens == 4
 
 
 @pytest.mark.parametrize(
@@ -164,6 +187,9 @@ def test_a_client_that_goes_away_frees_its_slot(server: Server) -> None:
         ({"presence_penalty": 1.0}, "BadRequestError", "presence_penalty is not supported here"),
         ({"response_format": {"type": "json_object"}}, "BadRequestError", "response_format other than text"),
         ({"tool_choice": "required"}, "BadRequestError", "tool_choice must be auto or none"),
+        ({"messages": [{"role": "user", "content": "a", "tool_calls": 5}]}, "BadRequestError", "tool_calls must be"),
+        ({"extra_body": {"min_p": 0.1}}, "BadRequestError", "min_p is not supported here"),
+        ({"extra_body": {"response_format": "json"}}, "BadRequestError", "response_format other than text"),
     ],
 )
 def test_what_cannot_be_answered_is_said(server: Server, changes: dict[str, Any], kind: str, says: str) -> None:
@@ -242,6 +268,10 @@ def test_a_tool_is_called_and_its_result_read(caller: Path) -> None:
 
         messages += [said.model_dump(exclude_none=True)]
         messages += [{"role": "tool", "tool_call_id": said.tool_calls[0].id, "content": "on its way"}]
+        cut = client.chat.completions.create(messages=messages[:1], **{**options, "max_tokens": 14})
+        assert (cut.choices[0].finish_reason, cut.choices[0].message.tool_calls) == ("length", None)
+        assert cut.choices[0].message.content == "One moment."  # and nothing of the call that was cut off
+
         last = client.chat.completions.create(messages=messages, **options)
         assert last.choices[0].message.content == "It is on its way."
         assert last.choices[0].finish_reason == "stop"

@@ -13,7 +13,7 @@ from metier.base.errors import DataError
 from metier.models.attention import ForestLayout, Span, hidden_states, use_layouts
 from metier.models.logprobs import token_logprobs
 from metier.records.types import Sampling
-from metier.rollout.engine import Drawn, Engine, OnTurn, Request, converse
+from metier.rollout.engine import Drawn, Engine, OnTurn, Request, Word, converse
 from metier.rollout.torch_engine import TorchEngine, _buckets, _inverse, _truncate
 from tiny import tiny_config
 
@@ -300,3 +300,60 @@ def test_long_prompts_are_read_in_parts_and_the_context_ends_a_turn(model: PreTr
     engine.context = 60
     with pytest.raises(DataError, match="a prompt of 60 tokens does not fit the model, which reads 60"):
         engine.session().add(0, Request(prompt, 0, 0, greedy))
+
+
+def test_long_prompts_are_read_while_others_speak(model: PreTrainedModel) -> None:
+    """A prompt longer than a pass is not put off until all others have ended."""
+    session = TorchEngine(use_layouts(model), rows=8, pass_tokens=8).session()
+    greedy = Sampling(temperature=0.0, max_turn_tokens=60)
+    for number in range(4):
+        session.add(number, Request((9, 10 + number), 0, 0, greedy))
+    session.step()
+    session.add(9, Request(tuple(6 + n % 80 for n in range(40)), 0, 0, replace(greedy, max_turn_tokens=1)))
+    steps = 0
+    while not any(number == 9 for number, _ in session.step()):
+        steps += 1
+    assert steps < 25  # at least two tokens a pass
+
+
+def test_conversations_can_be_let_go_of_at_any_time(model: PreTrainedModel) -> None:
+    how = Sampling(temperature=0.7, max_turn_tokens=6)
+    requests = [Request((11, 12, 13 + n // 2), 2, seed=n, sampling=how, stop_ids=frozenset()) for n in range(8)]
+    whole: dict[int, Drawn] = {}
+    converse(TorchEngine(use_layouts(model)), requests, lambda n, drawn: whole.__setitem__(n, drawn))
+    session = TorchEngine(use_layouts(model), rows=6).session()
+    found: dict[int, Drawn] = {}
+    for number, request in enumerate(requests):
+        session.add(number, request)
+    session.end(7)  # has not begun
+    for step in range(40):
+        if step == 2:
+            session.end(0)  # speaks, and shares its first words with a sibling
+            session.end(3)
+        found.update(session.step())
+        for number in [n for n in found if n in (1, 2)]:
+            session.end(number)
+    assert not {0, 3, 7} & found.keys() and found.keys() == {1, 2, 4, 5, 6}
+    assert {n: d.token_ids for n, d in found.items()} == {n: whole[n].token_ids for n in found}
+
+
+def test_words_are_told_as_they_are_drawn_with_the_likeliest_others(model: PreTrainedModel) -> None:
+    told: dict[int, list[Word]] = {0: [], 1: []}
+    session = TorchEngine(use_layouts(model)).session(lambda number, word: told[number].append(word))
+    how = Sampling(temperature=1.0, max_turn_tokens=5)
+    session.add(0, Request((9, 10, 11), 0, 3, how, others=4))
+    session.add(1, Request((9, 10, 11), 0, 4, how))
+    turns: dict[int, Drawn] = {}
+    while session.speaking:
+        turns.update(session.step())
+    for number, words in told.items():
+        assert tuple(word.token for word in words) == turns[number].token_ids
+        assert tuple(word.logprob for word in words) == turns[number].logprobs
+    assert all(not word.others for word in told[1])
+    so_far = [9, 10, 11]
+    with torch.no_grad():
+        for word in told[0]:
+            best = torch.log_softmax(full_logits(model, so_far)[-1], -1).topk(4)
+            assert [token for token, _ in word.others] == best.indices.tolist()
+            assert [p for _, p in word.others] == pytest.approx(best.values.tolist(), abs=1e-4)
+            so_far.append(word.token)

@@ -18,7 +18,7 @@ from metier.feedback.verify import verify_episodes
 from metier.models.hub import load_tokenizer
 from metier.models.renderer import Renderer, get_renderer
 from metier.records.types import Episode, Message, Sampling, Task, ToolCall, VerifierSpec, Weights
-from metier.rollout.engine import Drawn, Request
+from metier.rollout.engine import Drawn, OnWord, Request, Word
 from metier.rollout.episodes import Plan, ToolLimits, run_episodes
 from metier.rollout.tools import describe, tool
 from metier.rollout.torch_engine import TorchEngine
@@ -71,7 +71,8 @@ class Scripted:
         self._due: list[int] = []
         self.steps: list[list[int]] = []
 
-    def session(self) -> Scripted:
+    def session(self, on_word: OnWord | None = None) -> Scripted:
+        self._on_word = on_word
         return self
 
     def add(self, number: int, request: Request) -> None:
@@ -91,6 +92,9 @@ class Scripted:
         due, self._due = self._due, []
         if due:
             self.steps.append(due)
+        if self._on_word is not None:
+            for n in due:
+                self._on_word(n, Word(0, 0.0))
         return [(n, Drawn(ids := self._turns[n].pop(0), (-0.1,) * len(ids), "stop")) for n in due]
 
 
@@ -141,6 +145,27 @@ def test_a_tool_that_hangs_or_breaks_ends_its_own_episode_only(renderer: Rendere
     assert "the line is down" in str(episodes[2].error)
     feedback = verify_episodes({TASK.id: TASK}, episodes, LocalExecutor())
     assert [f.status for f in feedback] == ["scored", "unscored", "unscored"]
+
+
+def test_waiting_for_a_thread_is_not_being_late_and_hung_threads_are_replaced(
+    renderer: Renderer, unblocked: None
+) -> None:
+    numbers = [13, 13, 1, 2, 3, 4, 5, 6]
+    script = [[turn(renderer, "", n), turn(renderer, "done")] for n in numbers]
+    episodes = run(Scripted(script), renderer, 8, tools=ToolLimits(workers=2, seconds=0.7))
+    assert [e.stop_reason for e in episodes] == ["error", "error", *["stop"] * 6]
+    assert [dict(e.final_state) for e in episodes] == [{}] * 8
+
+
+def test_a_crash_of_the_environment_is_not_the_end_of_the_others(renderer: Renderer) -> None:
+    script = [[turn(renderer, "", 1), turn(renderer, "done")], [turn(renderer, "", 2), turn(renderer, "done")]]
+    tasks = [TASK, replace(TASK, tools=(replace(TASK.tools[0], name="nowhere"),))]
+    script[1][0] = turn(renderer, "", 2)
+    plans = [Plan(id=f"ep-{n}", task=task, seed=n) for n, task in enumerate(tasks)]
+    options: dict[str, Any] = {"sampling": Sampling(), "weights": Weights(checkpoint="c"), "run_id": "r", "stage": "s"}
+    episodes = run_episodes(Scripted(script), renderer, plans, **options)
+    assert [e.stop_reason for e in episodes] == ["stop", "stop"]
+    assert "no tool 'slow'" in episodes[1].messages[2].content  # that was the policy's fault
 
 
 def test_an_answer_that_is_too_long_is_cut_and_says_so(renderer: Renderer) -> None:

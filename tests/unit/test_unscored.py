@@ -23,7 +23,7 @@ from metier.recipes.settings import Recipe
 from metier.records.ledger import Ledger
 from metier.records.types import Episode, Message, Run, Sampling, Task, ToolCall, VerifierSpec, Weights
 from metier.records.values import lowest
-from metier.rollout.engine import Drawn, Request
+from metier.rollout.engine import Drawn, OnWord, Request
 from metier.rollout.episodes import Plan, kept_episodes, run_episodes
 from metier.rollout.tools import describe, tool
 from metier.train.advantages import advantages
@@ -71,7 +71,7 @@ class Scripted:
         self.turns = [list(some) for some in turns]
         self.due: list[int] = []
 
-    def session(self) -> Scripted:
+    def session(self, on_word: OnWord | None = None) -> Scripted:
         return self
 
     def add(self, number: int, request: Request) -> None:

@@ -26,7 +26,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="The address to listen at; others than this machine's need a key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     name: Annotated[
         str | None, typer.Option(help="The model's name for clients; the checkpoint's unless told.")
     ] = None,
@@ -44,6 +44,8 @@ def serve(
     ledger: LedgerOption = None,
 ) -> None:
     """Serve a checkpoint as an OpenAI-compatible endpoint: chat completions, tools, streaming, log-probabilities."""
+    import contextlib
+    import signal
     import socket
 
     from metier.base.errors import ConfigError
@@ -64,6 +66,7 @@ def serve(
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(128)  # from here on clients may come; they are answered once the model speaks
     except OSError as error:
         raise ConfigError(f"cannot listen at {host}:{port}: {error.strerror}; choose another --port") from error
     with Speaker(engine, max_waiting=waiting) as speaker:
@@ -76,10 +79,13 @@ def serve(
             api_key=api_key,
         )
         config = uvicorn.Config(make_app(served), log_level="warning", timeout_graceful_shutdown=grace)
-        where = f"http://{host}:{listener.getsockname()[1]}/v1"
+        shown = f"[{host}]" if ":" in host else host
+        where = f"http://{shown}:{listener.getsockname()[1]}/v1"
         print(f"serving {served.name} at {where}; Ctrl-C stops", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
-        speaker.close(timeout=grace)
+        # uvicorn raises the signal that stopped it once more when it is done; to be stopped is no failure
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 def chat(
@@ -112,7 +118,9 @@ def chat(
         shown = len(text)
 
     print(f"{own_name}; an empty line ends")
-    session, number, used = engine.session(on_word), 0, 0
+    session, number = engine.session(on_word), 0
+    talk: list[Message] = list(first)
+    used = 0  # tokens that the session holds; 0 where it holds nothing to go on from
     while True:
         try:
             said = input("> ").strip()
@@ -123,12 +131,13 @@ def chat(
             return
         if said == "/new":
             session.end(number)
-            session, used = engine.session(on_word), 0
+            talk, used = list(first), 0
             continue
-        asked = Message(role="user", content=said)
-        tokens = render.extend([asked]) if used else render.render([*first, asked], prompt=True).token_ids
+        talk.append(Message(role="user", content=said))
+        tokens = render.extend(talk[-1:]) if used else render.render(talk, prompt=True).token_ids
         if used + len(tokens) >= engine.context:
             print(f"the conversation is longer than the {engine.context} tokens that the model reads; /new starts over")
+            talk.pop()
             continue
         words.clear()
         shown = 0
@@ -137,10 +146,14 @@ def chat(
         else:
             number += 1
             session.add(number, Request(tokens, 0, seed, sampling, render.stop_ids))
-        used += len(tokens)
         while not (turns := session.step()):
             pass
-        used += len(turns[0][1].token_ids)
+        turn = turns[0][1]
+        talk.append(render.parse(turn.token_ids))
+        used += len(tokens) + len(turn.token_ids)
+        if turn.stop == "length":  # without the token that ends a turn the next one is rendered anew
+            session.end(number)
+            used = 0
         print()
 
 

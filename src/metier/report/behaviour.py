@@ -49,7 +49,7 @@ def habits(episode: Episode, task: Task) -> Habits:
         asked=_asked(episode, task),
         declined=any("decline" in name or "refuse" in name for name in names),
         handed_over=any("hand_over" in name or "handover" in name or "escalate" in name for name in names),
-        cut_off=episode.stop_reason in ("length", "turns", "tokens"),
+        cut_off=episode.stop_reason in ("length", "turns", "tokens", "calls", "time", "context"),
     )
 
 

@@ -13,17 +13,19 @@ arrive decides which episodes are computed together, and the last bits of their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from threading import Event
+from typing import Any
 
 from metier.base.clock import monotonic, now
 from metier.base.ids import derive_id
 from metier.models.renderer import Renderer
 from metier.records.ledger import Ledger
 from metier.records.types import Boundary, Cost, Episode, Message, Sampling, StopReason, Task, ToolCall, Weights
-from metier.rollout.engine import Drawn, Engine, Request, Session
+from metier.rollout.engine import Drawn, Engine, Request, Word
 from metier.rollout.tools import ToolBox
+from metier.rollout.workers import LateError, Workers
 from metier.tasks.protocol import Environment, EnvironmentFailure
 from metier.tasks.registry import get_family
 
@@ -74,7 +76,9 @@ class _Live:
     stop: StopReason = "stop"
     error: str | None = None
     boundary: Boundary | None = None
-    seconds: float = field(default=0.0)
+    seconds: float = 0.0
+    first_word: float | None = None  # when it was drawn
+    final_state: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_episodes(
@@ -89,7 +93,7 @@ def run_episodes(
     tools: ToolLimits | None = None,
 ) -> list[Episode]:
     """Run every plan to its end and return the episodes in the order of the plans."""
-    runner = _Runner(engine.session(), renderer, sampling, tools or ToolLimits(), engine.context)
+    runner = _Runner(engine, renderer, sampling, tools or ToolLimits())
     for plan in plans:
         runner.begin(plan)
     runner.run()
@@ -102,19 +106,20 @@ class _Answers:
 
     messages: list[Message] | None
     error: str | None = None
+    hung: bool = False  # it may still be at work
 
 
 class _Runner:
     """The loop between a session and the environments."""
 
-    def __init__(
-        self, session: Session, renderer: Renderer, sampling: Sampling, tools: ToolLimits, context: int
-    ) -> None:
+    def __init__(self, engine: Engine, renderer: Renderer, sampling: Sampling, tools: ToolLimits) -> None:
         self.live: list[_Live] = []
-        self._session, self._renderer, self._sampling, self._tools = session, renderer, sampling, tools
-        self._context = context
-        self._answering: dict[Future[_Answers], int] = {}
-        self._due: dict[int, float] = {}  # when an environment must have answered
+        self._session = engine.session(self._word if sampling.max_seconds else None)
+        self._renderer, self._sampling, self._tools = renderer, sampling, tools
+        self._context = engine.context
+        self._workers: Workers[_Answers] | None = None
+        if tools.workers > 1:
+            self._workers = Workers(tools.workers, tools.seconds)
         self._began = monotonic()
 
     def begin(self, plan: Plan) -> None:
@@ -132,82 +137,73 @@ class _Runner:
 
     def run(self) -> None:
         """Until every episode has ended."""
-        if self._tools.workers == 1:
-            while self._session.speaking:
-                for number, drawn in self._session.step():
-                    self._took(number, drawn)
-            return
-        pool = ThreadPoolExecutor(self._tools.workers)
-        try:
-            while self._session.speaking or self._answering:
-                for number, drawn in self._session.step():
-                    self._took(number, drawn, pool)
-                self._collect(at_leisure=not self._session.speaking)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # a tool that hangs must not hold up the rest
+        while self._session.speaking or (self._workers is not None and self._workers.busy):
+            for number, drawn in self._session.step():
+                self._took(number, drawn)
+            if self._workers is not None:
+                for number, answers in self._workers.take(wait=not self._session.speaking):
+                    self._told(number, answers if isinstance(answers, _Answers) else _broken(answers))
 
-    def _took(self, number: int, drawn: Drawn, pool: ThreadPoolExecutor | None = None) -> None:
+    def _word(self, number: int, _: Word) -> None:
+        if self.live[number].first_word is None:
+            self.live[number].first_word = monotonic()
+
+    def _took(self, number: int, drawn: Drawn) -> None:
         live = self.live[number]
         calls, text = _hear(live, drawn, self._renderer)
         live.seconds = monotonic() - self._began
-        if (stop := self._over(live, drawn)) is not None:
-            live.stop = stop
-            self._session.end(number)
-        elif pool is None or not calls:
-            self._told(number, _answers(live.environment, calls, text, self._tools.characters))
-        else:
-            future = pool.submit(_answers, live.environment, calls, text, self._tools.characters)
-            self._answering[future] = number
-            self._due[number] = monotonic() + self._tools.seconds
-
-    def _over(self, live: _Live, drawn: Drawn) -> StopReason | None:
-        """Why the episode ends with this turn whatever its environment would say, if it does."""
         if drawn.stop == "length":
-            return "context" if len(live.token_ids) >= self._context else "length"
-        return "calls" if live.calls > self._sampling.max_calls else None
-
-    def _collect(self, *, at_leisure: bool) -> None:
-        """Take in what environments have answered; with nothing else to do, wait for it."""
-        if not self._answering:
-            return
-        until = max(0.0, min(self._due.values()) - monotonic()) if at_leisure else 0.0
-        done, _ = wait(self._answering, timeout=until, return_when=FIRST_COMPLETED)
-        for future in sorted(done, key=self._answering.__getitem__):
-            number = self._answering.pop(future)
-            del self._due[number]
-            self._told(number, future.result())
-        late = [future for future, number in self._answering.items() if self._due[number] <= monotonic()]
-        for future in late:
-            number = self._answering.pop(future)
-            del self._due[number]
-            self._told(number, _Answers(None, f"a tool took longer than {self._tools.seconds:g} s"))
+            self._end(number, "context" if len(live.token_ids) >= self._context else "length")
+        elif live.calls > self._sampling.max_calls:
+            self._end(number, "calls")
+        elif self._workers is None or not calls:
+            self._told(number, _answers(live.environment, calls, text, self._tools.characters, Event()))
+        else:
+            self._workers.submit(
+                number, lambda left: _answers(live.environment, calls, text, self._tools.characters, left)
+            )
 
     def _told(self, number: int, answers: _Answers) -> None:
         live, sampling = self.live[number], self._sampling
+        live.seconds = monotonic() - self._began
         if answers.error is not None:
-            live.stop, live.error, live.boundary = "error", answers.error, "environment"
+            live.error, live.boundary = answers.error, "environment"
+            self._end(number, "error", hung=answers.hung)
+            return
         if answers.messages is None:
-            self._session.end(number)
+            self._end(number, "stop")
             return
         live.messages.extend(answers.messages)
-        live.seconds = monotonic() - self._began
         said = self._renderer.extend(answers.messages)
+        spent = 0.0 if live.first_word is None else monotonic() - live.first_word
         reasons: list[tuple[bool, StopReason]] = [
             (live.turns >= sampling.max_turns, "turns"),
             (live.written >= sampling.max_tokens, "tokens"),
-            (0 < sampling.max_seconds <= live.seconds, "time"),
+            (0 < sampling.max_seconds <= spent, "time"),
             (len(live.token_ids) + len(said) >= self._context, "context"),
         ]
         for holds, reason in reasons:
             if holds:
-                live.stop = reason
-                self._session.end(number)
+                self._end(number, reason)
                 return
         live.token_ids.extend(said)
         live.loss_mask.extend([0] * len(said))
         live.logprobs.extend([0.0] * len(said))
         live.prompt_tokens += len(said)
         self._session.reply(number, said)
+
+    def _end(self, number: int, reason: StopReason, *, hung: bool = False) -> None:
+        """Let go of an episode. What an environment holds that still works on a call is nobody's to read."""
+        live = self.live[number]
+        live.stop = reason
+        self._session.end(number)
+        if hung:
+            return
+        try:
+            live.final_state = dict(live.environment.state())
+        except Exception as error:
+            live.stop, live.boundary = "error", "environment"
+            live.error = f"its state could not be read: {type(error).__name__}: {error}"
 
 
 def kept_episodes(ledger: Ledger, plans: Sequence[Plan], draw: Callable[[], list[Episode]]) -> list[Episode]:
@@ -252,18 +248,26 @@ def _hear(live: _Live, drawn: Drawn, renderer: Renderer) -> tuple[tuple[ToolCall
     return calls, message.content
 
 
-def _answers(environment: Environment, calls: Sequence[ToolCall], text: str, characters: int) -> _Answers:
-    """What the environment says: to each call, or as the user to a text."""
+def _answers(environment: Environment, calls: Sequence[ToolCall], text: str, characters: int, left: Event) -> _Answers:
+    """What the environment says: to each call, or as the user to a text. After `left` is set nothing more is called."""
     try:
         if not calls:
             reply = environment.reply(text)
             return _Answers(None if reply is None else [Message(role="user", content=reply)])
-        said = [(call, environment.call(call)) for call in calls]
-    except EnvironmentFailure as error:
-        return _Answers(None, str(error))
-    return _Answers(
-        [Message(role="tool", content=_cut(t, characters), tool_call_id=c.id, name=c.name) for c, t in said]
-    )
+        said = []
+        for call in calls:
+            if not left.is_set():
+                answer = _cut(environment.call(call), characters)
+                said.append(Message(role="tool", content=answer, tool_call_id=call.id, name=call.name))
+    except Exception as error:
+        return _broken(error)
+    return _Answers(said)
+
+
+def _broken(error: Exception) -> _Answers:
+    """An environment that failed, in its own words or those of the exception that it let out."""
+    own = isinstance(error, (EnvironmentFailure, LateError))
+    return _Answers(None, str(error) if own else f"{type(error).__name__}: {error}", isinstance(error, LateError))
 
 
 def _cut(text: str, characters: int) -> str:
@@ -293,7 +297,7 @@ def _finish(live: _Live, renderer: Renderer, sampling: Sampling, weights: Weight
         seed=live.plan.seed,
         template_hash=renderer.template_hash,
         environment_version="" if task.environment is None else task.environment.version,
-        final_state=dict(live.environment.state()),
+        final_state=live.final_state,
         split=task.split,
         cost=Cost(
             prompt_tokens=live.prompt_tokens,

@@ -17,15 +17,17 @@ import hmac
 import json
 import random
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from metier.base.clock import now
 from metier.base.errors import MetierError
@@ -33,13 +35,12 @@ from metier.models.renderer import Renderer, parse_turn
 from metier.records.traces.calls import chat_message
 from metier.records.types import Message, Sampling, Tool
 from metier.rollout.engine import Request, Word
-from metier.rollout.speaker import BusyError, Ending, Speaker, Ticket
+from metier.rollout.speaker import BusyError, Ending, OnEvent, Speaker, Ticket
 
 __all__ = ["Served", "make_app"]
 
 _CALL = "<tool_call>"
 _MOST_OTHERS = 20  # as in OpenAI's API
-_KEY_HEADER = "authorization"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Served:
 
 class _StreamOptions(BaseModel):
     model_config = ConfigDict(extra="ignore")
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class _Chat(BaseModel):
@@ -71,19 +72,41 @@ class _Chat(BaseModel):
     tool_choice: Any = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0)
+    top_k: int | None = Field(default=None, ge=-1)  # not of OpenAI's API; -1 and 0 are off
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    n: int = Field(default=1, ge=1, le=64)
+    n: int | None = Field(default=None, ge=1)
     stop: str | list[str] | None = None
     seed: int | None = None
-    stream: bool = False
+    stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    logprobs: bool = False
-    top_logprobs: int = Field(default=0, ge=0, le=_MOST_OTHERS)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=_MOST_OTHERS)
+    parallel_tool_calls: bool | None = None
 
 
-_CHANGING = {"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "functions": [], "modalities": ["text"]}
+# What would change the answer and is not supported, with the values that change nothing.
+_CHANGING: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "logit_bias": ({},),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "continue_final_message": (False,),
+    "add_generation_prompt": (True,),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "structured_outputs": (),
+    "prompt_logprobs": (0,),
+}
 
 
 class _Refused(Exception):
@@ -113,42 +136,43 @@ def make_app(served: Served) -> FastAPI:
         where = ".".join(str(part) for part in first["loc"] if part != "body")
         return _Refused(400, f"{where or 'the body'}: {first['msg']}", "invalid_request_error").response()
 
-    @app.middleware("http")
-    async def guarded(request: HttpRequest, go_on: Callable[[HttpRequest], Awaitable[Any]]) -> Any:
-        if served.api_key is not None and request.url.path.startswith("/v1"):
-            given = request.headers.get(_KEY_HEADER, "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {served.api_key}".encode()):
-                return _Refused(
-                    401, "the API key is missing or wrong", "authentication_error", "invalid_api_key"
-                ).response()
-        return await go_on(request)
+    @app.exception_handler(HTTPException)
+    async def missing(_: HttpRequest, error: HTTPException) -> JSONResponse:
+        return _Refused(error.status_code, str(error.detail), "invalid_request_error").response()
+
+    @app.exception_handler(Exception)
+    async def broken(_: HttpRequest, error: Exception) -> JSONResponse:
+        return _Refused(500, f"{type(error).__name__}: {error}", "server_error").response()
+
+    async def key(request: HttpRequest) -> None:
+        given = request.headers.get("authorization", "")
+        if served.api_key is not None and not hmac.compare_digest(given.encode(), f"Bearer {served.api_key}".encode()):
+            raise _Refused(401, "the API key is missing or wrong", "authentication_error", "invalid_api_key")
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
         return {"status": "ok", "model": served.name, "under_way": served.speaker.load}
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", dependencies=[Depends(key)])
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [_model(served)]}
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", dependencies=[Depends(key)])
     async def model(name: str) -> dict[str, Any]:
         _check_model(served, name)
         return _model(served)
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", dependencies=[Depends(key)])
     async def chat(body: _Chat, request: HttpRequest) -> Any:
         asked = _read(served, body)
-        answers = [_Answer(served, asked, index) for index in range(body.n)]
+        answers = [_Answer(served, asked, index) for index in range(body.n or 1)]
         try:
-            for answer in answers:
-                answer.begin()
+            for answer, ticket in zip(answers, served.speaker.submit([a.request() for a in answers]), strict=True):
+                answer.ticket = ticket
         except BusyError as error:
-            for answer in answers:
-                answer.cancel()
             raise _Refused(429, str(error), "rate_limit_error", "busy") from error
         if body.stream:
-            return StreamingResponse(_stream(served, asked, answers), media_type="text/event-stream")
+            return _Events(_stream(served, asked, answers), answers)
         try:
             await _all(answers, request)
         finally:
@@ -185,6 +209,7 @@ class _Asked:
     stops: tuple[str, ...]
     seed: int
     tools: bool
+    one_call: bool  # of several, the first only
     logprobs: bool
     others: int
     usage: bool  # at the end of a stream
@@ -194,9 +219,11 @@ def _read(served: Served, body: _Chat) -> _Asked:
     _check_model(served, body.model)
     extra = body.model_extra or {}
     for name, neutral in _CHANGING.items():
-        if extra.get(name, neutral) not in (neutral, None):
+        if extra.get(name) is not None and extra[name] not in neutral:
             raise _Refused(400, f"{name} is not supported here", "invalid_request_error", "unsupported")
-    if (extra.get("response_format") or {}).get("type", "text") != "text":
+    if (body.n or 1) > served.speaker.most:
+        raise _Refused(400, f"n is {body.n}; this server takes {served.speaker.most} at once", "invalid_request_error")
+    if extra.get("response_format") not in (None, {"type": "text"}):
         raise _Refused(
             400, "response_format other than text is not supported here", "invalid_request_error", "unsupported"
         )
@@ -207,7 +234,7 @@ def _read(served: Served, body: _Chat) -> _Asked:
         messages = [chat_message(raw) for raw in body.messages]
         tools = [Tool.from_openai(raw) for raw in body.tools or ()] if choice != "none" else []
         rendered = served.renderer.render(messages, tools, prompt=True)
-    except MetierError as error:
+    except (MetierError, TypeError, AttributeError, ValueError) as error:
         raise _Refused(400, str(error), "invalid_request_error") from error
     room = served.context - len(rendered.token_ids)
     if room < 1:
@@ -226,15 +253,16 @@ def _read(served: Served, body: _Chat) -> _Asked:
         sampling=Sampling(
             temperature=1.0 if body.temperature is None else body.temperature,
             top_p=1.0 if body.top_p is None else body.top_p,
-            top_k=body.top_k or 0,
+            top_k=max(0, body.top_k or 0),
             max_turn_tokens=most,
             max_tokens=most,
         ),
         stops=tuple([body.stop] if isinstance(body.stop, str) else body.stop or ()),
         seed=random.SystemRandom().getrandbits(32) if body.seed is None else body.seed,
         tools=bool(tools),
-        logprobs=body.logprobs,
-        others=body.top_logprobs if body.logprobs else 0,
+        one_call=body.parallel_tool_calls is False,
+        logprobs=bool(body.logprobs),
+        others=body.top_logprobs or 0 if body.logprobs else 0,
         usage=bool(body.stream_options and body.stream_options.include_usage),
     )
 
@@ -250,28 +278,29 @@ class _Answer:
         self.words: list[Word] = []
         self.ending: Ending | None = None
         self.text = ""  # what may be shown: without the end token, and up to a stop string
+        self.ticket: Ticket | None = None
+        self._cut = False  # by a stop string
+        self._tokens: list[int] = []  # of the text
+        self._from, self._read = 0, 0  # tokens that are spelled: those before `_read`, looked at again from `_from`
         self._served, self._asked = served, asked
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Word | Ending] = asyncio.Queue()
-        self._ticket: Ticket | None = None
 
-    def begin(self) -> None:
-        """Ask the speaker."""
+    def request(self) -> tuple[Request, OnEvent]:
+        """What the speaker is asked."""
         a = self._asked
         request = Request(a.prompt, a.prefix, a.seed + self.index, a.sampling, self._served.renderer.stop_ids, a.others)
-        self._ticket = self._served.speaker.submit(
-            request, lambda event: self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-        )
+        return request, lambda event: self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     def cancel(self) -> None:
         """Free the slot, if it is still held."""
-        if self._ticket is not None and self.ending is None:
-            self._served.speaker.cancel(self._ticket)
+        if self.ticket is not None and self.ending is None:
+            self._served.speaker.cancel(self.ticket)
 
     @property
     def error(self) -> str:
         """What went wrong, where the ending is `failed`."""
-        return "" if self._ticket is None else self._ticket.error
+        return "" if self.ticket is None else self.ticket.error
 
     async def grow(self) -> bool:
         """Take in the next word; False once the answer is complete."""
@@ -280,19 +309,29 @@ class _Answer:
         event = await self._events.get()
         if not isinstance(event, Word):
             self.ending = event
+            self._spell(last=True)
             return False
         self.words.append(event)
         if event.token in self._served.renderer.stop_ids:
             return True
-        text = self._served.decode([w.token for w in self.words])
-        cut = min((at for stop in self._asked.stops if stop and (at := text.find(stop)) >= 0), default=-1)
-        if cut >= 0:
-            self.text = text[:cut]
+        self._tokens.append(event.token)
+        searched = max(0, len(self.text) - max(map(len, self._asked.stops), default=0))
+        self._spell()
+        found = [at for stop in self._asked.stops if stop and (at := self.text.find(stop, searched)) >= 0]
+        if found:
+            self.text, self._cut = self.text[: min(found)], True
             self.cancel()
             self.ending = "stop"
             return False
-        self.text = text
         return True
+
+    def _spell(self, *, last: bool = False) -> None:
+        """Add what the newest tokens say. A character may need several tokens: until it is whole, it is held back."""
+        settled = self._served.decode(self._tokens[self._from : self._read])
+        spelled = self._served.decode(self._tokens[self._from :])
+        if len(spelled) > len(settled) and (last or not spelled.endswith("\ufffd")):
+            self.text += spelled[len(settled) :]
+            self._from, self._read = self._read, len(self._tokens)
 
     def shown(self, *, last: bool) -> str:
         """As much of the text as nothing that comes can change."""
@@ -303,18 +342,23 @@ class _Answer:
             return text[:at].rstrip()
         held = [*self._asked.stops, *([_CALL] if self._asked.tools else [])]
         most = max((_overlap(text, one) for one in held), default=0)
-        text = text[: len(text) - most] if most else text
-        return text.rstrip("\ufffd").rstrip()
+        return text[: len(text) - most].rstrip()
 
     def message(self) -> Message:
-        """The answer as a message."""
-        return parse_turn(self.text) if self._asked.tools else Message(role="assistant", content=self.text.strip())
+        """The answer as a message; a call that was cut off is none."""
+        if not self._asked.tools:
+            return Message(role="assistant", content=self.text.strip())
+        said = parse_turn(self.text)
+        calls = said.tool_calls
+        if (self._cut or self.ending == "length") and calls and calls[-1].arguments.startswith(_CALL):
+            calls = calls[:-1]
+        return replace(said, tool_calls=calls[:1] if self._asked.one_call else calls)
 
     def finish_reason(self) -> str:
         """As the API spells it."""
-        if self._asked.tools and self.message().tool_calls:
-            return "tool_calls"
-        return "length" if self.ending == "length" else "stop"
+        if self.ending == "length":
+            return "length"
+        return "tool_calls" if self._asked.tools and self.message().tool_calls else "stop"
 
     def told(self, start: int = 0) -> dict[str, Any] | None:
         """Log-probabilities of the words from `start` on."""
@@ -325,7 +369,8 @@ class _Answer:
     def _one(self, word: Word) -> dict[str, Any]:
         def entry(token: int, logprob: float) -> dict[str, Any]:
             text = self._served.decode([token])
-            return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+            whole = "\ufffd" not in text  # else it is a part of a character, whose bytes are not known here
+            return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode()) if whole else None}
 
         return {**entry(word.token, word.logprob), "top_logprobs": [entry(*other) for other in word.others]}
 
@@ -397,6 +442,22 @@ def _head(served: Served, asked: _Asked, kind: str) -> dict[str, Any]:
     return {"id": asked.id, "object": kind, "created": asked.created, "model": served.name, "system_fingerprint": None}
 
 
+class _Events(StreamingResponse):
+    """Server-sent events; however they end, also before they begin, slots are freed."""
+
+    def __init__(self, events: AsyncIterator[str], answers: Sequence[_Answer]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See `StreamingResponse`."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for answer in self._answers:
+                answer.cancel()
+
+
 async def _stream(served: Served, asked: _Asked, answers: Sequence[_Answer]) -> AsyncIterator[str]:
     """Server-sent events: what is new of each answer, whichever grows."""
 
@@ -404,40 +465,36 @@ async def _stream(served: Served, asked: _Asked, answers: Sequence[_Answer]) -> 
         choice = {"index": index, "delta": delta, "logprobs": told, "finish_reason": reason}
         return _sse({**_head(served, asked, "chat.completion.chunk"), "choices": [choice]})
 
-    try:
-        for answer in answers:
-            yield event(answer.index, {"role": "assistant", "content": ""})
-        growing = {asyncio.ensure_future(answer.grow()): answer for answer in answers}
-        sent = dict.fromkeys(range(len(answers)), 0)
-        told = dict.fromkeys(range(len(answers)), 0)
-        while growing:
-            done, _ = await asyncio.wait(growing, return_when=asyncio.FIRST_COMPLETED)
-            for future in done:
-                answer = growing.pop(future)
-                more = future.result()
-                if answer.ending == "failed":
-                    broken = _Refused(500, answer.error, "server_error")
-                    yield _sse({"error": {"message": broken.message, "type": broken.kind}})
-                    return
-                text = answer.shown(last=not more)
-                n = answer.index
-                if len(text) > sent[n] or (asked.logprobs and len(answer.words) > told[n]):
-                    yield event(n, {"content": text[sent[n] :]}, answer.told(told[n]))
-                    sent[n], told[n] = max(sent[n], len(text)), len(answer.words)
-                if more:
-                    growing[asyncio.ensure_future(answer.grow())] = answer
-                    continue
-                if asked.tools and (calls := _calls(asked, answer)):
-                    yield event(n, {"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]})
-                yield event(n, {}, None, answer.finish_reason())
-        if asked.usage:
-            usage = {"choices": [], "usage": _usage(asked, answers)}
-            yield _sse({**_head(served, asked, "chat.completion.chunk"), **usage})
-        yield "data: [DONE]\n\n"
-    finally:
-        for answer in answers:
-            answer.cancel()
+    for answer in answers:
+        yield event(answer.index, {"role": "assistant", "content": ""})
+    growing = {asyncio.ensure_future(answer.grow()): answer for answer in answers}
+    sent = dict.fromkeys(range(len(answers)), 0)
+    told = dict.fromkeys(range(len(answers)), 0)
+    while growing:
+        done, _ = await asyncio.wait(growing, return_when=asyncio.FIRST_COMPLETED)
+        for future in done:
+            answer = growing.pop(future)
+            more = future.result()
+            if answer.ending == "failed":
+                broken = _Refused(500, answer.error, "server_error")
+                yield _sse({"error": {"message": broken.message, "type": broken.kind}})
+                return
+            text = answer.shown(last=not more)
+            n = answer.index
+            if len(text) > sent[n] or (asked.logprobs and len(answer.words) > told[n]):
+                yield event(n, {"content": text[sent[n] :]}, answer.told(told[n]))
+                sent[n], told[n] = max(sent[n], len(text)), len(answer.words)
+            if more:
+                growing[asyncio.ensure_future(answer.grow())] = answer
+                continue
+            if asked.tools and (calls := _calls(asked, answer)):
+                yield event(n, {"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]})
+            yield event(n, {}, None, answer.finish_reason())
+    if asked.usage:
+        usage = {"choices": [], "usage": _usage(asked, answers)}
+        yield _sse({**_head(served, asked, "chat.completion.chunk"), **usage})
+    yield "data: [DONE]\n\n"
 
 
 def _sse(body: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(body)}\n\n"

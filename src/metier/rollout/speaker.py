@@ -9,8 +9,9 @@ Left out: several engines, priorities.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,9 +19,7 @@ from metier.base.errors import MetierError
 from metier.rollout.engine import Request, Word
 from metier.rollout.torch_engine import TorchEngine
 
-__all__ = ["BusyError", "Speaker", "Ticket"]
-
-_PREFIXES = 64  # system prompts whose keys and values are kept
+__all__ = ["BusyError", "Ending", "OnEvent", "Speaker", "Ticket"]
 
 Ending = Literal["stop", "length", "cancelled", "failed"]
 OnEvent = Callable[["Word | Ending"], None]  # called in the speaker's thread: words, and then one ending
@@ -76,21 +75,28 @@ class Speaker:
         """Conversations under way or waiting."""
         return len(self._live)
 
-    def submit(self, request: Request, on_event: OnEvent) -> Ticket:
-        """Begin a conversation of one turn. Raises `BusyError` where too many wait or the speaker is closing."""
+    @property
+    def most(self) -> int:
+        """Conversations that it takes at once, at most."""
+        return self._most
+
+    def submit(self, asked: Sequence[tuple[Request, OnEvent]]) -> list[Ticket]:
+        """Begin conversations of one turn, all or none. Raises `BusyError` where too many wait or it is closing."""
         with self._wake:
-            if self._inbox.closing:
+            if self._inbox.closing or not self._thread.is_alive():
                 raise BusyError("the server is shutting down; ask another one")
-            if len(self._live) >= self._most:
+            if len(self._live) + len(asked) > self._most:
                 raise BusyError(
-                    f"{len(self._live)} requests are under way, as many as this server takes; ask again later"
+                    f"{len(self._live)} requests are under way and this server takes {self._most}; ask again later"
                 )
-            self._count += 1
-            ticket = Ticket(self._count, request, on_event)
-            self._live[ticket.number] = ticket
-            self._inbox.new.append(ticket)
+            tickets = []
+            for request, on_event in asked:
+                self._count += 1
+                tickets.append(Ticket(self._count, request, on_event))
+            self._live.update({ticket.number: ticket for ticket in tickets})
+            self._inbox.new += tickets
             self._wake.notify()
-        return ticket
+        return tickets
 
     def cancel(self, ticket: Ticket) -> None:
         """Let go of a conversation; its words end."""
@@ -100,12 +106,16 @@ class Speaker:
                 self._inbox.cancelled.append(ticket)
                 self._wake.notify()
 
-    def close(self, timeout: float | None = None) -> None:
-        """Take nothing new, finish what is under way, for so many seconds at most."""
+    def close(self, timeout: float = 0.0) -> None:
+        """Take nothing new, finish what is under way in so many seconds, and cancel the rest."""
         with self._wake:
             self._inbox.closing = True
             self._wake.notify()
         self._thread.join(timeout)
+        with self._wake:
+            self._inbox.cancelled += [ticket for ticket in self._live.values() if not ticket.cancelled]
+            self._wake.notify()
+        self._thread.join()
 
     def _work(self) -> None:
         while True:
@@ -115,21 +125,28 @@ class Speaker:
                         return
                     self._wake.wait()
                 inbox, self._inbox = self._inbox, _Inbox(closing=self._inbox.closing)
-            for ticket in inbox.new:
-                self._begin(ticket)
-            for ticket in inbox.cancelled:
-                self._end(ticket, "cancelled")
             try:
-                for number, drawn in self._session.step():
-                    if number in self._live:
-                        self._end(self._live[number], drawn.stop)
+                self._turn(inbox)
             except Exception as error:  # the callers must hear of it, whatever it is
                 self._fail(f"{type(error).__name__}: {error}")
 
+    def _turn(self, inbox: _Inbox) -> None:
+        for ticket in inbox.new:
+            self._begin(ticket)
+        for ticket in inbox.cancelled:
+            self._end(ticket, "cancelled")
+        for number, drawn in self._session.step():
+            if number in self._live:
+                self._end(self._live[number], drawn.stop)
+            else:
+                self._session.end(number)
+
     def _begin(self, ticket: Ticket) -> None:
+        if ticket.number not in self._live:  # it has failed before it began
+            return
         try:
-            if len(self._engine.prefixes) >= _PREFIXES and len(self._live) == 1:
-                self._engine.forget_prefixes()  # nobody else is speaking
+            if len(self._live) == 1:  # nobody else is speaking
+                self._engine.tidy()
                 self._session = self._engine.session(self._spoke)
             self._session.add(ticket.number, ticket.request)
         except MetierError as error:
@@ -139,18 +156,21 @@ class Speaker:
     def _spoke(self, number: int, word: Word) -> None:
         ticket = self._live.get(number)
         if ticket is not None and not ticket.cancelled:
-            ticket.on_event(word)
+            self._tell(ticket, word)
 
     def _end(self, ticket: Ticket, how: Ending) -> None:
         with self._wake:
             if self._live.pop(ticket.number, None) is None:
                 return
         self._session.end(ticket.number)
-        ticket.on_event(how)
+        self._tell(ticket, how)
+
+    def _tell(self, ticket: Ticket, event: Word | Ending) -> None:
+        with contextlib.suppress(Exception):  # a caller that is gone is no reason to leave the others
+            ticket.on_event(event)
 
     def _fail(self, why: str) -> None:
         for ticket in list(self._live.values()):
             ticket.error = why
             self._end(ticket, "failed")
-        self._engine.forget_prefixes()
         self._session = self._engine.session(self._spoke)

@@ -43,6 +43,9 @@ from metier.rollout.engine import Drawn, OnWord, Request, Word
 __all__ = ["TorchEngine", "TorchSession"]
 
 _CHUNK = 256  # words per bucket when a word is drawn
+_PREFIXES = 64  # prefixes that are kept apart; later ones are read as part of their prompts
+_PREFIX_TOKENS = 1 << 15  # of all of them together
+_PARKED = 3  # conversations out of their slots for each slot, before no new one is begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class _Row:
     tokens: list[int] = field(default_factory=list)  # drawn in this turn
     logprobs: list[float] = field(default_factory=list)
     waits: bool = False  # for what is said to its voices
+    since: int = 0  # the pass after which it began to listen
     words: list[_Step] = field(default_factory=list)  # drawn in the last pass, not yet followed
 
 
@@ -90,9 +94,15 @@ class TorchEngine:
         """See `Engine.session`."""
         return TorchSession(self, on_word)
 
-    def forget_prefixes(self) -> None:
-        """Start with an empty cache; no conversation may be under way."""
-        self.cache, self.prefixes = KVCache(self.model, self.rows), {}
+    def tidy(self) -> None:
+        """Start with an empty cache where much has gathered; no conversation may be under way."""
+        if self.full or self.cache.capacity > 4 * self.pass_tokens:
+            self.cache, self.prefixes = KVCache(self.model, self.rows), {}
+
+    @property
+    def full(self) -> bool:
+        """Whether no more prefixes are kept apart."""
+        return len(self.prefixes) >= _PREFIXES or sum(map(len, self.prefixes)) >= _PREFIX_TOKENS
 
 
 class TorchSession:
@@ -104,6 +114,7 @@ class TorchSession:
         self._active: list[_Row] = []  # in slots 0, 1, …
         self._parked: list[tuple[_Row, ParkedRow]] = []  # out of their slots, waiting or told and without room
         self._passed: list[int] = []  # rows of the last pass
+        self._passes = 0
         self._said: dict[int, tuple[int, ...] | None] = {}  # since the last step, by conversation; None: it is over
 
     def add(self, number: int, request: Request) -> None:
@@ -172,7 +183,7 @@ class TorchSession:
                     assert said is not None
                     way, next_row = ("told", word.token, *said), _Row([], row.prompt, [word.token, *said])
                 ways.setdefault(way, next_row).voices.append(word.voice)
-            rows = list(ways.values())
+            rows = [replace(one, since=self._passes) for one in ways.values()]
             self._active[number] = rows[0] if rows else _Row([], row.prompt, [])
             for one in rows[1:]:
                 self._engine.cache.copy_row(number, len(self._active))
@@ -214,28 +225,33 @@ class TorchSession:
                 else:
                     told.setdefault(said, []).append(voice)
             for said, voices in told.items():
-                if len(voices) > self._room:
-                    left += voices
-                    continue
-                self._engine.cache.put_back(len(self._active), held)
-                self._active.append(_Row(voices, row.prompt, [*row.pending, *said]))
-                for voice in voices:
-                    del self._said[voice.number]
+                back, later = voices[: self._room], voices[self._room :]
+                left += later
+                if back:
+                    self._engine.cache.put_back(len(self._active), held)
+                    self._active.append(_Row(back, row.prompt, [*row.pending, *said], since=self._passes))
+                    for voice in back:
+                        del self._said[voice.number]
             if left:
                 self._parked.append((replace(row, voices=left), held))
 
     def _admit(self) -> None:
         """Give free slots to those who have not begun; siblings that begin together are one row."""
         begun = len(self._active)
+        out = sum(len(row.voices) for row, _ in self._parked)
+        if out >= _PARKED * self._engine.rows:
+            return
         for _ in range(min(self._room, len(self._queue))):
             number, request = self._queue.popleft()
             voice = _Voice(number, random.Random(request.seed), request)
-            if len(self._active) > begun and self._active[-1].prompt == request.prompt:
+            if len(self._active) > begun and _alike(self._active[-1].voices[0].request, request):
                 self._active[-1].voices.append(voice)
                 continue
-            head = request.prompt[: min(request.prefix, len(request.prompt) - 1)]
+            head = request.prompt[: min(request.prefix, len(request.prompt) - 1, self._engine.pass_tokens)]
+            if head not in self._engine.prefixes and self._engine.full:
+                head = ()
             self._engine.cache.clear_row(len(self._active), self._prefix(head))
-            self._active.append(_Row([voice], request.prompt, list(request.prompt[len(head) :])))
+            self._active.append(_Row([voice], request.prompt, list(request.prompt[len(head) :]), since=self._passes))
 
     def _prefix(self, head: tuple[int, ...]) -> int:
         """The cache's prefix of these tokens, computed where it is new."""
@@ -291,16 +307,21 @@ class TorchSession:
         return turns
 
     def _next_pass(self) -> list[tuple[int, int]]:
-        """Rows and token counts of the next pass: all that speak, and listeners while there is room."""
-        new: list[tuple[int, int]] = []
-        room = self._engine.pass_tokens
-        for number, row in enumerate(self._active):
-            n = len(row.pending)
-            if n == 1 or n <= room or not new:
-                n = min(n, self._engine.pass_tokens)  # a long prompt is read in several passes
-                new.append((number, n))
-                room -= n
-        return new
+        """Rows and token counts of the next pass: all that speak; then listeners, who has listened longest first.
+
+        A quarter of a pass is for listeners however many speak, and a long prompt is read in parts.
+        """
+        listeners = [number for number, row in enumerate(self._active) if len(row.pending) > 1]
+        speaking = len(self._active) - len(listeners)
+        room = max(self._engine.pass_tokens - speaking, self._engine.pass_tokens // 4, 1)
+        take = {number: 1 for number, row in enumerate(self._active) if len(row.pending) == 1}
+        for number in sorted(listeners, key=lambda number: self._active[number].since):
+            take[number] = min(len(self._active[number].pending), room)
+            room -= take[number]
+            if not room:
+                break
+        self._passes += 1
+        return sorted(take.items())
 
     def _draw(self, hidden_RE: Tensor, voices: Sequence[Sequence[_Voice]]) -> list[Word]:
         """A word for each voice of each row, in order."""
@@ -323,6 +344,11 @@ class TorchSession:
             for place, word in zip(places, found, strict=True):
                 out[place] = replace(word, others=word.others[: every[place][1].request.others])
         return out
+
+
+def _alike(one: Request, other: Request) -> bool:
+    """Whether two conversations are computed as one until they part."""
+    return one.prompt == other.prompt and one.sampling == other.sampling
 
 
 def _words(logits: Tensor, row_V: Tensor, uniform: Sequence[float], sampling: Sampling, others: int) -> Iterable[Word]:
