@@ -290,7 +290,11 @@ class _Answer:
         """What the speaker is asked."""
         a = self._asked
         request = Request(a.prompt, a.prefix, a.seed + self.index, a.sampling, self._served.renderer.stop_ids, a.others)
-        return request, lambda event: self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+        def on_event(event: Word | Ending) -> None:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+        return request, on_event
 
     def cancel(self) -> None:
         """Free the slot, if it is still held."""
