@@ -438,6 +438,23 @@ def test_langfuse_traces_with_all_that_is_theirs_and_alone(ledger: Ledger, tmp_p
     ]
 
 
+def test_a_remark_of_an_unexpected_form_is_skipped_alone(ledger: Ledger, tmp_path: Path) -> None:
+    call = {"id": "o1", "traceId": "t1", "type": "GENERATION", "input": [ASK], "output": "Here."}
+    scores = [
+        {
+            "id": f"x{n}",
+            "traceId": "t1",
+            "name": "output",
+            "dataType": "CORRECTION",
+            "stringValue": text,
+            "source": "API",
+        }
+        for n, text in enumerate(("[5]", '[{"role": "king"}]', "Better."))
+    ]
+    done = take(ledger, tmp_path, [call, *scores])
+    assert (done.episodes, done.feedback, [s.place for s in done.skipped]) == (1, 1, ["rows.jsonl:2", "rows.jsonl:3"])
+
+
 def test_a_table_as_csv(ledger: Ledger, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(

@@ -19,9 +19,11 @@ from typing import Any, Literal
 
 from metier.base.errors import DataError
 from metier.base.ids import canonical_json
-from metier.records.types import FeedbackKind, Message, Source, Tool, ToolCall
+from metier.records.types import FeedbackKind, Message, Sampling, Source, Tool, ToolCall
 
 __all__ = [
+    "SAMPLING",
+    "About",
     "Call",
     "Conversation",
     "Item",
@@ -36,8 +38,12 @@ __all__ = [
     "loaded",
     "mapping",
     "number",
+    "sampling_of",
+    "score_or_label",
+    "seconds_between",
     "seconds_of",
     "spoken_or_none",
+    "target",
     "tools_of",
 ]
 
@@ -52,6 +58,7 @@ _ROLES = {
     "tool": "tool",
     "function": "tool",
 }
+SAMPLING = ("temperature", "top_p", "top_k", "max_tokens")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -67,7 +74,7 @@ class Call:
     place: str  # where in the file, for people
     tools: tuple[Tool, ...] = ()
     model: str = ""
-    sampling: Mapping[str, Any] = field(default_factory=dict)  # temperature, top_p, top_k, max_tokens
+    sampling: Sampling = field(default_factory=Sampling)
     input_tokens: int = 0
     output_tokens: int = 0
     usd: float = 0.0
@@ -79,11 +86,14 @@ class Call:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
+About = Literal["call", "trace", "conversation"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remark:
     """What somebody or something said about a call, a trace or a conversation."""
 
-    about: Literal["call", "trace", "conversation"]
+    about: About
     of: str  # the id of what it is about
     key: str  # its own id at its source; the same one with another value supersedes
     criterion: str
@@ -192,10 +202,8 @@ def chat_message(raw: Any) -> Message:
 def _call(raw: Any) -> Any:
     """A call in the OpenAI chat format; some frameworks write `{"name", "args", "id"}`."""
     if isinstance(raw, Mapping) and "function" not in raw and "name" in raw:
-        return {
-            "id": raw.get("id"),
-            "function": {"name": raw["name"], "arguments": raw.get("args", raw.get("arguments"))},
-        }
+        call = call_of(raw["name"], raw.get("args", raw.get("arguments")), raw.get("id"))
+        return {"id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
     return raw
 
 
@@ -250,6 +258,43 @@ def call_of(name: Any, arguments: Any, call_id: Any) -> ToolCall:
     """A tool call from its parts, arguments as text or as values."""
     text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
     return ToolCall(name=str(name), arguments=text, id=str(call_id or ""))
+
+
+def sampling_of(asked: Mapping[str, Any]) -> Sampling:
+    """What is known of how tokens were drawn, over the defaults."""
+    known = {name: found for name in asked if name in SAMPLING and (found := number(asked[name])) is not None}
+    if (most := number(asked.get("max_completion_tokens"))) is not None:
+        known["max_tokens"] = most
+    changes: dict[str, Any] = {name: known[name] for name in ("temperature", "top_p") if name in known}
+    if "top_k" in known:
+        changes["top_k"] = int(known["top_k"])
+    if "max_tokens" in known:
+        changes["max_turn_tokens"] = int(known["max_tokens"])
+    return Sampling(**changes)
+
+
+def target(*, call: Any, trace: Any, conversation: Any) -> tuple[About, str]:
+    """What a remark is about: the smallest thing that it names. Raises `DataError` where it names nothing."""
+    named: list[tuple[About, Any]] = [("call", call), ("trace", trace), ("conversation", conversation)]
+    for about, of in named:
+        if of:
+            return about, str(of)
+    raise DataError("it is about nothing: no call, trace or session")
+
+
+def score_or_label(name: str, score: Any, label: Any) -> tuple[FeedbackKind, Any]:
+    """The score of a judgement, or else its label. Raises `DataError` where it has neither."""
+    value = number(score)
+    if value is not None:
+        return "score", value
+    if not label:
+        raise DataError(f"{name!r} has neither a score nor a label")
+    return "label", str(label)
+
+
+def seconds_between(began: float | None, ended: float | None) -> float:
+    """How long something took; 0 where that is not known."""
+    return 0.0 if began is None or ended is None else max(0.0, ended - began)
 
 
 def loaded(value: Any) -> Any:

@@ -14,6 +14,7 @@ episodes are to be learnt from as demonstrations or preferences, not by a policy
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,7 @@ from metier.records import schema
 from metier.records.ledger import Ledger
 from metier.records.rows import rows_among
 from metier.records.traces import langfuse, openai, otel, phoenix
-from metier.records.traces.calls import Call, Conversation, Remark, Skipped, conversations, digests, number
+from metier.records.traces.calls import Call, Conversation, Remark, Skipped, conversations, digests
 from metier.records.traces.files import Row, read_rows
 from metier.records.traces.scrub import Scrubber
 from metier.records.types import (
@@ -40,7 +41,6 @@ from metier.records.types import (
     Episode,
     Feedback,
     Run,
-    Sampling,
     Span,
     Task,
     Tool,
@@ -212,22 +212,16 @@ def _format(
     for row in good:
         for name, module in FORMATS.items():
             if module.fits(row[1]):
-                return _chain(row, good), name
+                return itertools.chain([row], good), name
         skipped.append(Skipped(row[0], "a row of no known format"))
     raise DataError(
         f"{', '.join(map(str, files))}: no row is of a known format; name it with --format: {', '.join(FORMATS)}"
     )
 
 
-def _chain(first: Row, rest: Iterable[Row]) -> Iterable[Row]:
-    yield first
-    yield from rest
-
-
 def _add_run(ledger: Ledger, run_id: str, source: str) -> None:
-    with ledger.reading() as connection:
-        if rows_among(connection, select(schema.runs.c.id), schema.runs.c.id, [run_id]):
-            return
+    if _known(ledger, schema.runs, [run_id]):
+        return
     ledger.add_run(
         Run(
             id=run_id,
@@ -322,7 +316,7 @@ def _spoken(
         weights=Weights(checkpoint=last.model or "unknown"),
         messages=messages,
         stop_reason="length" if last.stop == "length" else "stop",
-        sampling=_sampling(first.sampling),
+        sampling=first.sampling,
         split=_SPLIT,
         cost=Cost(
             prompt_tokens=sum(c.input_tokens for c in calls),
@@ -342,17 +336,6 @@ def _spoken(
         scrub=scrubber,
     )
     return _Spoken(episode, task, kept, first.conversation or first.trace, first.place)
-
-
-def _sampling(said: Mapping[str, Any]) -> Sampling:
-    """What is known of how tokens were drawn, over the defaults."""
-    known = {name: found for name in said if (found := number(said[name])) is not None}
-    changes: dict[str, Any] = {name: known[name] for name in ("temperature", "top_p") if name in known}
-    if "top_k" in known:
-        changes["top_k"] = int(known["top_k"])
-    if "max_tokens" in known:
-        changes["max_turn_tokens"] = int(known["max_tokens"])
-    return Sampling(**changes)
 
 
 # --- feedback --------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ https://langfuse.com/docs/api-and-data-platform/features/blob-storage-export-fie
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from metier.base.errors import DataError
 from metier.base.ids import content_hash
@@ -27,8 +27,11 @@ from metier.records.traces.calls import (
     loaded,
     mapping,
     number,
+    sampling_of,
+    seconds_between,
     seconds_of,
     spoken_or_none,
+    target,
     tools_of,
 )
 from metier.records.traces.files import Row
@@ -76,7 +79,7 @@ def read(rows: Iterable[Row]) -> Iterator[Item]:
         if trace_id not in spoken and (trace.get("input") or trace.get("output")):
             yield from guarded(place, _call(place, {**trace, "traceId": trace_id}))
     for place, row in scores:
-        yield from guarded(place, iter([_score(place, row)]))
+        yield from guarded(place, _score(place, row))
 
 
 def _is_generation(row: Mapping[str, Any]) -> bool:
@@ -114,12 +117,12 @@ def _call(place: str, row: Mapping[str, Any]) -> Iterator[Call]:
         place=place,
         tools=tools,
         model=str(row.get("model") or _get(row, "providedModelName") or ""),
-        sampling={k: asked[k] for k in ("temperature", "top_p", "top_k", "max_tokens") if asked.get(k) is not None},
+        sampling=sampling_of(asked),
         input_tokens=int(number(usage.get("input")) or 0),
         output_tokens=int(number(usage.get("output")) or 0),
         usd=number(cost.get("total")) or number(_get(row, "totalCost")) or 0.0,
         started_at=began or 0.0,
-        seconds=max(0.0, ended - began) if began is not None and ended is not None else 0.0,
+        seconds=seconds_between(began, ended),
         error=str(_get(row, "statusMessage") or "the call failed") if failed else None,
         meta={
             name: value
@@ -156,7 +159,7 @@ def _output(value: Any) -> Message:
     raise DataError("its output is no answer: neither a message nor text")
 
 
-def _score(place: str, row: Mapping[str, Any]) -> Remark | Skipped:
+def _score(place: str, row: Mapping[str, Any]) -> Iterator[Remark]:
     name, kind_of = str(row.get("name") or "score"), str(_get(row, "dataType")).upper()
     text = _get(row, "stringValue") or _get(row, "longStringValue")
     if text is None and isinstance(row.get("value"), str):
@@ -168,24 +171,20 @@ def _score(place: str, row: Mapping[str, Any]) -> Remark | Skipped:
     elif kind_of in ("CATEGORICAL", "TEXT"):
         kind, said = "label", text
     if said is None:
-        return Skipped(place, f"the score {name!r} has no value")
+        raise DataError(f"the score {name!r} has no value")
     subject = mapping(row.get("subject"))
     of_kind = str(subject.get("kind", "")).upper()
     trace = _get(row, "traceId") or _get(subject, "traceId") or (subject.get("id") if of_kind == "TRACE" else None)
-    targets: list[tuple[Literal["call", "trace", "conversation"], Any]] = [
-        ("call", _get(row, "observationId") or (subject.get("id") if of_kind == "OBSERVATION" else None)),
-        ("trace", trace),
-        ("conversation", _get(row, "sessionId") or (subject.get("id") if of_kind == "SESSION" else None)),
-    ]
-    named = [target for target in targets if target[1]]
-    if not named:
-        return Skipped(place, f"the score {name!r} is about nothing: no observation, trace or session")
-    about, of = named[0]
+    about, of = target(
+        call=_get(row, "observationId") or (subject.get("id") if of_kind == "OBSERVATION" else None),
+        trace=trace,
+        conversation=_get(row, "sessionId") or (subject.get("id") if of_kind == "SESSION" else None),
+    )
     by = str(row.get("source") or "API").upper()
     who = _get(row, "authorUserId") or _get(row, "evaluatorId") or name
-    return Remark(
+    yield Remark(
         about=about,
-        of=str(of),
+        of=of,
         trace=None if trace is None else str(trace),
         key=str(row.get("id") or content_hash([of, name, said])),
         criterion=name,

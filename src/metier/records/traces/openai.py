@@ -19,12 +19,12 @@ from metier.records.traces.calls import (
     Call,
     Item,
     Remark,
-    Skipped,
     chat_message,
     corrected,
     guarded,
     mapping,
     number,
+    sampling_of,
     seconds_of,
     tools_of,
 )
@@ -69,9 +69,6 @@ def _row(place: str, row: Mapping[str, Any]) -> Iterator[Item]:
     identity = str(row.get("id") or said.get("id") or content_hash([m.to_openai() for m in messages]))
     usage = mapping(row.get("usage")) or mapping(said.get("usage"))
     started = row.get("created", row.get("created_at", said.get("created")))
-    asked = {k: raw[k] for k in ("temperature", "top_p", "top_k", "max_tokens") if raw.get(k) is not None}
-    if raw.get("max_completion_tokens") is not None:
-        asked["max_tokens"] = raw["max_completion_tokens"]
     yield Call(
         id=identity,
         trace=identity,
@@ -82,7 +79,7 @@ def _row(place: str, row: Mapping[str, Any]) -> Iterator[Item]:
         place=place,
         tools=tools_of(raw.get("tools")),
         model=str(row.get("model") or said.get("model") or raw.get("model") or ""),
-        sampling=asked,
+        sampling=sampling_of(raw),
         input_tokens=int(number(usage.get("prompt_tokens")) or 0),
         output_tokens=int(number(usage.get("completion_tokens")) or 0),
         started_at=seconds_of(started) or 0.0,
@@ -92,30 +89,30 @@ def _row(place: str, row: Mapping[str, Any]) -> Iterator[Item]:
     feedback = row.get("feedback") or []
     for count, one in enumerate(feedback if isinstance(feedback, list) else [feedback], 1):
         where = f"{place}, feedback {count}"
-        yield from guarded(where, iter([_remark(where, identity, one, messages)]))
+        yield from guarded(where, _remark(where, identity, one, messages))
 
 
-def _remark(place: str, identity: str, raw: Any, messages: Sequence[Message]) -> Remark | Skipped:
+def _remark(place: str, identity: str, raw: Any, messages: Sequence[Message]) -> Iterator[Remark]:
     if not isinstance(raw, Mapping) or raw.get("value") is None:
-        return Skipped(place, "feedback must be an object with a `value`")
+        raise DataError("feedback must be an object with a `value`")
     name, value, turn = str(raw.get("name") or "feedback"), raw["value"], raw.get("turn")
     if turn is not None and not (
         isinstance(turn, int) and 0 <= turn < len(messages) and messages[turn].role == "assistant"
     ):
-        return Skipped(place, f"feedback is about turn {turn!r}, which is no message of the assistant")
+        raise DataError(f"feedback is about turn {turn!r}, which is no message of the assistant")
     kind: FeedbackKind = "score"
     if name in _EDITS:
         kind, value = "correction", corrected(value)
         if value is None:
-            return Skipped(place, f"the `value` of {name!r} must be a text or messages")
+            raise DataError(f"the `value` of {name!r} must be a text or messages")
     elif isinstance(value, str) and value.lower() in _THUMBS:
         value = _THUMBS[value.lower()]
     elif isinstance(value, str):
         kind = "label"
     elif (value := number(value)) is None:
-        return Skipped(place, "the `value` of feedback must be a number, true, false or a text")
+        raise DataError("the `value` of feedback must be a number, true, false or a text")
     source = str(raw.get("source") or "user")
-    return Remark(
+    yield Remark(
         about="call",
         of=identity,
         key=str(raw.get("id") or f"{identity}/{name}/{source}/{turn}"),

@@ -21,6 +21,7 @@ from typing import Any
 from metier.base.errors import DataError
 from metier.base.ids import content_hash
 from metier.records.traces.calls import (
+    SAMPLING,
     Call,
     Item,
     Remark,
@@ -31,11 +32,13 @@ from metier.records.traces.calls import (
     loaded,
     mapping,
     number,
+    sampling_of,
+    score_or_label,
     spoken_or_none,
     tools_of,
 )
 from metier.records.traces.files import Row
-from metier.records.types import FeedbackKind, Message, Source
+from metier.records.types import Message, Source
 
 __all__ = ["fits", "read"]
 
@@ -90,7 +93,7 @@ def _span(place: str, span: Mapping[str, Any]) -> Iterator[Item]:
             said = {**more, **said}
         elif name == _JUDGED:
             where = f"{place}, event {name}"
-            yield from guarded(where, iter([_remark(where, *place_of, more, event)]))
+            yield from guarded(where, _remark(where, *place_of, more, event))
     if said.get("gen_ai.operation.name") not in _CHAT:
         return  # an agent, a tool or something else: what it did stands in the calls below it
     if "gen_ai.output.messages" not in said and any(name in _OLD for name, _, _ in events):
@@ -112,7 +115,7 @@ def _log(place: str, record: Mapping[str, Any]) -> Iterator[Item]:
     name = record.get("eventName") or said.get("event.name")
     at = number(record.get("timeUnixNano")) or number(record.get("observedTimeUnixNano")) or 0.0
     if name == _JUDGED:
-        yield _remark(place, *place_of, said, {"timeUnixNano": at})
+        yield from _remark(place, *place_of, said, {"timeUnixNano": at})
     elif name == _DETAILS and said.get("gen_ai.operation.name") in (*_CHAT, None):
         yield _call(place, *place_of, said, at, at, str(said["error.type"]) if said.get("error.type") else None)
 
@@ -145,11 +148,7 @@ def _call(
         place=place,
         tools=tools_of(loaded(said.get("gen_ai.tool.definitions"))),
         model=str(said.get("gen_ai.response.model") or said.get("gen_ai.request.model") or ""),
-        sampling={
-            name: said[f"gen_ai.request.{name}"]
-            for name in ("temperature", "top_p", "top_k", "max_tokens")
-            if said.get(f"gen_ai.request.{name}") is not None
-        },
+        sampling=sampling_of({name: said.get(f"gen_ai.request.{name}") for name in SAMPLING}),
         input_tokens=int(number(said.get("gen_ai.usage.input_tokens")) or 0),
         output_tokens=int(number(said.get("gen_ai.usage.output_tokens")) or 0),
         started_at=began / 1e9,
@@ -160,21 +159,19 @@ def _call(
     )
 
 
-def _remark(place: str, call: str, trace: str, said: Mapping[str, Any], event: Mapping[str, Any]) -> Remark | Skipped:
+def _remark(place: str, call: str, trace: str, said: Mapping[str, Any], event: Mapping[str, Any]) -> Iterator[Remark]:
     name = str(said.get("gen_ai.evaluation.name") or "evaluation")
-    score, label = number(said.get("gen_ai.evaluation.score.value")), said.get("gen_ai.evaluation.score.label")
-    if score is None and label is None:
-        return Skipped(place, f"the evaluation {name!r} has neither a score nor a label")
-    kind: FeedbackKind = "score" if score is not None else "label"
+    score, label = (said.get(f"gen_ai.evaluation.score.{part}") for part in ("value", "label"))
+    kind, value = score_or_label(name, score, label)
     at = number(event.get("timeUnixNano"))
-    return Remark(
+    yield Remark(
         about="call",
         of=call,
         trace=trace,
-        key=f"{call}/{name}/{content_hash([score, label, at])}",
+        key=f"{call}/{name}/{content_hash([number(score), label, at])}",
         criterion=name,
         kind=kind,
-        value=score if score is not None else str(label),
+        value=value,
         source=Source(kind="judge", name=name, version="1"),
         place=place,
         reason=str(said.get("gen_ai.evaluation.explanation") or ""),

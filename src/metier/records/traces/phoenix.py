@@ -11,7 +11,7 @@ https://github.com/Arize-ai/openinference/blob/main/spec/semantic_conventions.md
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from metier.base.errors import DataError
 from metier.base.ids import content_hash
@@ -19,19 +19,21 @@ from metier.records.traces.calls import (
     Call,
     Item,
     Remark,
-    Skipped,
-    call_of,
     chat_message,
     guarded,
     loaded,
     mapping,
     number,
+    sampling_of,
+    score_or_label,
+    seconds_between,
     seconds_of,
     spoken_or_none,
+    target,
     tools_of,
 )
 from metier.records.traces.files import Row
-from metier.records.types import FeedbackKind, Message, Source, SourceKind
+from metier.records.types import Message, Source, SourceKind
 
 __all__ = ["fits", "read"]
 
@@ -48,23 +50,24 @@ def fits(row: Mapping[str, Any]) -> bool:
 def read(rows: Iterable[Row]) -> Iterator[Item]:
     """Calls and remarks of rows; remarks come last, when it is known which trace each span is of."""
     trace_of: dict[str, str] = {}
-    notes: list[tuple[str, Mapping[str, Any]]] = []
-    for place, raw in rows:
-        try:
-            row = _nested(raw)
-        except (TypeError, ValueError, RecursionError) as error:
-            yield Skipped(place, f"of an unexpected form: {type(error).__name__}")
-            continue
-        context = row.get("context")
-        if "annotator_kind" in row:
-            notes.append((place, row))
-        elif isinstance(context, Mapping) and context.get("span_id"):
-            trace_of[str(context["span_id"])] = str(context.get("trace_id") or context["span_id"])
-            yield from guarded(place, _span(place, row, trace_of[str(context["span_id"])]))
-        else:
-            yield Skipped(place, "neither a span nor an annotation")
+    notes: list[Row] = []
+    for place, row in rows:
+        yield from guarded(place, _row(place, row, trace_of, notes))
     for place, row in notes:
-        yield from guarded(place, iter([_remark(place, row, trace_of)]))
+        yield from guarded(place, _remark(place, row, trace_of))
+
+
+def _row(place: str, raw: Mapping[str, Any], trace_of: dict[str, str], notes: list[Row]) -> Iterator[Item]:
+    row = _nested(raw)
+    context = row.get("context")
+    if "annotator_kind" in row:
+        notes.append((place, row))
+    elif isinstance(context, Mapping) and context.get("span_id"):
+        span_id = str(context["span_id"])
+        trace_of[span_id] = str(context.get("trace_id") or span_id)
+        yield from _span(place, row, trace_of[span_id])
+    else:
+        raise DataError("neither a span nor an annotation")
 
 
 def _nested(value: Any) -> Any:
@@ -134,11 +137,11 @@ def _span(place: str, row: Mapping[str, Any], trace_id: str) -> Iterator[Item]:
         place=place,
         tools=tools_of(tools),
         model=str(_at(said, "llm", "model_name") or ""),
-        sampling={k: asked[k] for k in ("temperature", "top_p", "top_k", "max_tokens") if asked.get(k) is not None},
+        sampling=sampling_of(asked),
         input_tokens=int(number(_at(said, "llm", "token_count", "prompt")) or 0),
         output_tokens=int(number(_at(said, "llm", "token_count", "completion")) or 0),
         started_at=began or 0.0,
-        seconds=max(0.0, ended - began) if began is not None and ended is not None else 0.0,
+        seconds=seconds_between(began, ended),
         error=str(row.get("status_message") or "the call failed") if failed else None,
         meta={"name": row["name"]} if row.get("name") else {},
     )
@@ -151,43 +154,35 @@ def _message(raw: Any) -> Message:
     content = said.get("content")
     if content is None and said.get("contents"):
         content = [_at(part, "message_content") for part in said["contents"]]
-    calls = []
-    for one in said.get("tool_calls") or ():
-        function = mapping(_at(one, "tool_call", "function"))
-        call = call_of(function.get("name"), function.get("arguments"), _at(one, "tool_call", "id"))
-        calls.append({"id": call.id, "function": {"name": call.name, "arguments": call.arguments}})
+    calls = [
+        {**mapping(_at(one, "tool_call", "function")), "id": _at(one, "tool_call", "id")}
+        for one in said.get("tool_calls") or ()
+    ]
     plain = {k: said.get(k) for k in ("role", "tool_call_id", "name") if said.get(k) is not None}
     return chat_message({**plain, "content": content, "tool_calls": calls})
 
 
-def _remark(place: str, row: Mapping[str, Any], trace_of: Mapping[str, str]) -> Remark | Skipped:
+def _remark(place: str, row: Mapping[str, Any], trace_of: Mapping[str, str]) -> Iterator[Remark]:
     name = str(row.get("name") or row.get("annotation_name") or "annotation")
     result = mapping(row.get("result")) or row
-    score, label, why = number(result.get("score")), result.get("label"), result.get("explanation")
-    kind: FeedbackKind = "score" if score is not None else "label"
-    if score is None and not label:
-        return Skipped(place, f"the annotation {name!r} has neither a score nor a label")
-    targets: list[tuple[Literal["call", "trace", "conversation"], Any]] = [
-        ("call", row.get("span_id") or _at(row, "context", "span_id")),
-        ("trace", row.get("trace_id")),
-        ("conversation", row.get("session_id")),
-    ]
-    named = [target for target in targets if target[1]]
-    if not named:
-        return Skipped(place, f"the annotation {name!r} is about nothing: no span, trace or session")
-    about, of = named[0]
+    kind, value = score_or_label(name, result.get("score"), result.get("label"))
+    about, of = target(
+        call=row.get("span_id") or _at(row, "context", "span_id"),
+        trace=row.get("trace_id"),
+        conversation=row.get("session_id"),
+    )
     by = str(row.get("annotator_kind")).upper()
     who = row.get("user_id") or row.get("identifier") or name
-    return Remark(
+    yield Remark(
         about=about,
-        of=str(of),
-        trace=trace_of.get(str(of)),
+        of=of,
+        trace=trace_of.get(of),
         key=str(row.get("id") or content_hash([of, name, row.get("identifier") or "", by])),
         criterion=name,
         kind=kind,
-        value=score if score is not None else str(label),
+        value=value,
         source=Source(kind=_KINDS.get(by, "production"), name=str(who), version="1"),
         place=place,
-        reason=str(why or ""),
+        reason=str(result.get("explanation") or ""),
         at=seconds_of(row.get("updated_at") or row.get("created_at")),
     )
