@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,11 +16,11 @@ from metier.base.executor import LocalExecutor
 from metier.feedback.verify import verify_episodes
 from metier.models.hub import load_tokenizer
 from metier.models.renderer import Renderer, get_renderer
-from metier.records.types import Episode, Message, Sampling, Task, ToolCall, VerifierSpec, Weights
-from metier.rollout.engine import Drawn, OnWord, Request, Word
+from metier.records.types import Episode, Message, Sampling, Task, VerifierSpec, Weights
 from metier.rollout.episodes import Plan, ToolLimits, run_episodes
 from metier.rollout.tools import describe, tool
 from metier.rollout.torch_engine import TorchEngine
+from scripted import Scripted, written
 from tiny import tiny_config
 
 HANGS = threading.Event()  # set at the end of a test that left a tool hanging
@@ -62,46 +61,8 @@ def unblocked() -> Iterator[None]:
     HANGS.set()
 
 
-class Scripted:
-    """An engine that says what is written, a turn a step for all who may speak."""
-
-    def __init__(self, turns: list[list[tuple[int, ...]]], context: int = 1 << 20) -> None:
-        self.context = context
-        self._turns = [list(some) for some in turns]
-        self._due: list[int] = []
-        self.steps: list[list[int]] = []
-
-    def session(self, on_word: OnWord | None = None) -> Scripted:
-        self._on_word = on_word
-        return self
-
-    def add(self, number: int, request: Request) -> None:
-        self._due.append(number)
-
-    def reply(self, number: int, token_ids: tuple[int, ...]) -> None:
-        self._due.append(number)
-
-    def end(self, number: int) -> None:
-        pass
-
-    @property
-    def speaking(self) -> bool:
-        return bool(self._due)
-
-    def step(self) -> list[tuple[int, Drawn]]:
-        due, self._due = self._due, []
-        if due:
-            self.steps.append(due)
-        if self._on_word is not None:
-            for n in due:
-                self._on_word(n, Word(0, 0.0))
-        return [(n, Drawn(ids := self._turns[n].pop(0), (-0.1,) * len(ids), "stop")) for n in due]
-
-
 def turn(renderer: Renderer, said: str, *numbers: int) -> tuple[int, ...]:
-    calls = tuple(ToolCall(id="1", name="slow", arguments=json.dumps({"number": n})) for n in numbers)
-    whole = renderer.render((*TASK.messages, Message(role="assistant", content=said, tool_calls=calls)), TASK.tools)
-    return tuple(t for t, mine in zip(whole.token_ids, whole.loss_mask, strict=True) if mine)
+    return written(renderer, TASK, said, *({"number": n} for n in numbers))
 
 
 def run(engine: Any, renderer: Renderer, n: int, **changes: Any) -> list[Episode]:
@@ -158,14 +119,16 @@ def test_waiting_for_a_thread_is_not_being_late_and_hung_threads_are_replaced(
 
 
 def test_a_crash_of_the_environment_is_not_the_end_of_the_others(renderer: Renderer) -> None:
-    script = [[turn(renderer, "", 1), turn(renderer, "done")], [turn(renderer, "", 2), turn(renderer, "done")]]
-    tasks = [TASK, replace(TASK, tools=(replace(TASK.tools[0], name="nowhere"),))]
-    script[1][0] = turn(renderer, "", 2)
-    plans = [Plan(id=f"ep-{n}", task=task, seed=n) for n, task in enumerate(tasks)]
+    """A tool that nobody registered is the environment's fault, one that the task does not offer the policy's."""
+    other = replace(TASK, tools=(replace(TASK.tools[0], name="nowhere"),))
+    done = turn(renderer, "done")
+    script = [[turn(renderer, "", 1), done], [turn(renderer, "", 2), done], [written(renderer, other, "", {}), done]]
+    plans = [Plan(id=f"ep-{n}", task=task, seed=n) for n, task in enumerate((TASK, other, other))]
     options: dict[str, Any] = {"sampling": Sampling(), "weights": Weights(checkpoint="c"), "run_id": "r", "stage": "s"}
     episodes = run_episodes(Scripted(script), renderer, plans, **options)
-    assert [e.stop_reason for e in episodes] == ["stop", "stop"]
-    assert "no tool 'slow'" in episodes[1].messages[2].content  # that was the policy's fault
+    assert [e.stop_reason for e in episodes] == ["stop", "stop", "error"]
+    assert "no tool 'slow'" in episodes[1].messages[2].content
+    assert episodes[2].error_boundary == "environment" and "unknown tool 'nowhere'" in str(episodes[2].error)
 
 
 def test_an_answer_that_is_too_long_is_cut_and_says_so(renderer: Renderer) -> None:

@@ -21,12 +21,12 @@ from metier.models.renderer import get_renderer
 from metier.recipes.runner import run
 from metier.recipes.settings import Recipe
 from metier.records.ledger import Ledger
-from metier.records.types import Episode, Message, Run, Sampling, Task, ToolCall, VerifierSpec, Weights
+from metier.records.types import Episode, Message, Run, Sampling, Task, VerifierSpec, Weights
 from metier.records.values import lowest
-from metier.rollout.engine import Drawn, OnWord, Request
 from metier.rollout.episodes import Plan, kept_episodes, run_episodes
 from metier.rollout.tools import describe, tool
 from metier.train.advantages import advantages
+from scripted import Scripted, written
 
 
 @tool
@@ -62,43 +62,11 @@ TASK = Task(
 )
 
 
-class Scripted:
-    """An engine that says what is written: the smallest thing that keeps the protocol."""
-
-    context = 1 << 20
-
-    def __init__(self, turns: list[list[tuple[int, ...]]]) -> None:
-        self.turns = [list(some) for some in turns]
-        self.due: list[int] = []
-
-    def session(self, on_word: OnWord | None = None) -> Scripted:
-        return self
-
-    def add(self, number: int, request: Request) -> None:
-        self.due.append(number)
-
-    def reply(self, number: int, token_ids: tuple[int, ...]) -> None:
-        self.due.append(number)
-
-    def end(self, number: int) -> None:
-        pass
-
-    @property
-    def speaking(self) -> bool:
-        return bool(self.due)
-
-    def step(self) -> list[tuple[int, Drawn]]:
-        due, self.due = self.due, []
-        return [(n, Drawn(ids := self.turns[n].pop(0), (-0.1,) * len(ids), "stop")) for n in due]
-
-
 def test_a_broken_tool_or_verifier_is_not_charged_to_the_policy() -> None:
     renderer = get_renderer(load_tokenizer("smollm2"))
 
     def turn(said: str, number: int | None = None) -> tuple[int, ...]:
-        calls = () if number is None else (ToolCall(id="1", name="fetch", arguments=json.dumps({"number": number})),)
-        whole = renderer.render((*TASK.messages, Message(role="assistant", content=said, tool_calls=calls)), TASK.tools)
-        return tuple(t for t, mine in zip(whole.token_ids, whole.loss_mask, strict=True) if mine)
+        return written(renderer, TASK, said, *([] if number is None else [{"number": number}]))
 
     script = [
         [turn("", 7), turn("good")],
@@ -149,8 +117,7 @@ def test_what_was_kept_is_not_drawn_again(tmp_path: Path) -> None:
     asked = {"sampling": Sampling(), "weights": Weights(checkpoint="c"), "run_id": "run-1", "stage": "s"}
 
     def turn(said: str) -> tuple[int, ...]:
-        whole = renderer.render((*TASK.messages, Message(role="assistant", content=said)), TASK.tools)
-        return tuple(t for t, mine in zip(whole.token_ids, whole.loss_mask, strict=True) if mine)
+        return written(renderer, TASK, said)
 
     def drawn(ledger: Ledger, engine: Scripted, plans: list[Plan]) -> list[Episode]:
         return kept_episodes(ledger, plans, lambda: run_episodes(engine, renderer, plans, **asked))

@@ -16,7 +16,7 @@ from metier.base.errors import DataError, LedgerError
 from metier.records import schema
 from metier.records.ledger import Ledger
 
-__all__ = ["DEFAULT_LEDGER", "Kind", "find", "find_checkpoint", "find_run", "open_ledger"]
+__all__ = ["DEFAULT_LEDGER", "Kind", "find", "find_checkpoint", "find_run", "find_weights", "open_ledger"]
 
 Kind = Literal["run", "episode", "checkpoint"]
 
@@ -78,3 +78,9 @@ def find_checkpoint(ledger: Ledger, text: str) -> str:
     if not made:
         raise DataError(f"run {record_id} has made no checkpoint yet; metier runs show {record_id} tells how far it is")
     return made[-1].id
+
+
+def find_weights(ledger: Ledger, text: str) -> tuple[str, Path]:
+    """The id of the checkpoint that `text` names, and the folder where its weights were written."""
+    checkpoint = ledger.checkpoint(find_checkpoint(ledger, text))
+    return checkpoint.id, Path(ledger.run(checkpoint.run_id).folder) / checkpoint.path

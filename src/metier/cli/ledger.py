@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from metier.cli.runs import JsonOption, LedgerOption
+
 if TYPE_CHECKING:
     from metier.records.traces.importing import Imported
 
@@ -40,11 +42,8 @@ def import_files(
     scrub: Annotated[
         bool, typer.Option("--scrub", help="Replace e-mail addresses, numbers of phones and cards, keys and the like.")
     ] = False,
-    ledger: Annotated[
-        str | None,
-        typer.Option("--ledger", help="The project's ledger: a file or a URL; runs/ledger.sqlite unless told."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ledger: LedgerOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Take traces of a model at work into the ledger: conversations as episodes, with what was said about them.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from metier.records.lineage import DatasetLineage, Evidence, Lineage
     from metier.records.types import Run
 
-__all__ = ["export_weights", "list_runs", "prune_runs", "runs_app", "show", "why"]
+__all__ = ["JsonOption", "LedgerOption", "export_weights", "list_runs", "prune_runs", "runs_app", "show", "why"]
 
 HEADLINE_SPLIT = "heldout"
 
@@ -133,13 +133,12 @@ def export_weights(
 
     folder = Path(what)
     if not (folder / "metier.json").is_file():
-        from metier.cli.find import find_checkpoint, open_ledger
+        from metier.cli.find import find_weights, open_ledger
 
         with open_ledger(ledger) as records:
-            checkpoint = records.checkpoint(find_checkpoint(records, what))
-            folder = Path(records.run(checkpoint.run_id).folder) / checkpoint.path
+            checkpoint_id, folder = find_weights(records, what)
         if not (folder / "metier.json").is_file():
-            raise DataError(f"the weights of {checkpoint.id} are not in {folder} any more; they were pruned or moved")
+            raise DataError(f"the weights of {checkpoint_id} are not in {folder} any more; they were pruned or moved")
     digest = export(folder, out)
     if as_json:
         print(json.dumps({"out": out, "weights_hash": digest}))

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from metier.cli.runs import LedgerOption
+
 if TYPE_CHECKING:
     from metier.models.renderer import Renderer
     from metier.rollout.torch_engine import TorchEngine
@@ -14,9 +16,6 @@ __all__ = ["chat", "serve"]
 
 Checkpoint = Annotated[
     str, typer.Argument(help="A checkpoint's folder, its id or the start of one, a run, a hub id, or smollm2.")
-]
-LedgerOption = Annotated[
-    str | None, typer.Option("--ledger", help="The ledger that knows ids; runs/ledger.sqlite unless told.")
 ]
 RendererOption = Annotated[str, typer.Option("--renderer", help="auto, chatml or template.")]
 
@@ -167,7 +166,7 @@ def _load(
     import torch
 
     from metier.base.errors import ConfigError, MetierError
-    from metier.cli.find import find_checkpoint, open_ledger
+    from metier.cli.find import DEFAULT_LEDGER, find_weights, open_ledger
     from metier.models.hub import device_of, load_model, load_tokenizer
     from metier.models.renderer import get_renderer
     from metier.rollout.torch_engine import TorchEngine
@@ -178,11 +177,11 @@ def _load(
     if renderer not in kinds:
         raise ConfigError(f"--renderer must be one of {', '.join(kinds)}, not {renderer!r}")
     where, name = checkpoint, Path(checkpoint).name
-    if not Path(checkpoint).exists() and (ledger is not None or Path("runs/ledger.sqlite").exists()):
+    if not Path(checkpoint).exists() and (ledger is not None or Path(DEFAULT_LEDGER).exists()):
         try:
             with open_ledger(ledger) as records:
-                found = records.checkpoint(find_checkpoint(records, checkpoint))
-                where, name = str(Path(records.run(found.run_id).folder) / found.path), found.id
+                name, folder = find_weights(records, checkpoint)
+                where = str(folder)
         except MetierError:
             if ledger is not None or checkpoint.startswith(("ckpt-", "run-")) or checkpoint == "last":
                 raise

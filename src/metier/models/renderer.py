@@ -51,12 +51,21 @@ from metier.base.errors import DataError, ModelError
 from metier.base.ids import content_hash
 from metier.records.types import Message, Tool, ToolCall
 
-__all__ = ["ChatMLRenderer", "Rendered", "Renderer", "TemplateRenderer", "get_renderer", "parse_turn", "tool_block"]
+__all__ = [
+    "TOOL_CALL",
+    "ChatMLRenderer",
+    "Rendered",
+    "Renderer",
+    "TemplateRenderer",
+    "get_renderer",
+    "parse_turn",
+    "tool_block",
+]
 
 MALFORMED = "malformed"  # the name of a call whose name cannot be read
 _START, _END = "<|im_start|>", "<|im_end|>"
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_HOW_TO_CALL = f'Call a tool with {_OPEN}{{"name": ..., "arguments": {{...}}}}{_CLOSE}.'
+TOOL_CALL, _CLOSE = "<tool_call>", "</tool_call>"
+_HOW_TO_CALL = f'Call a tool with {TOOL_CALL}{{"name": ..., "arguments": {{...}}}}{_CLOSE}.'
 _NAME = re.compile(r'"name"\s*:\s*"([^"\\]+)"')
 _MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _ZERO_WIDTH_SPACE = "\u200b"
@@ -372,7 +381,7 @@ def parse_turn(text: str) -> Message:
     calls: list[ToolCall] = []
     content: list[str] = []
     place = 0
-    while (found := text.find(_OPEN, place)) >= 0:
+    while (found := text.find(TOOL_CALL, place)) >= 0:
         content.append(text[place:found])
         name, arguments, place = _read_call(text, found)
         calls.append(ToolCall(name=name, arguments=arguments, id=f"call_{len(calls) + 1}"))
@@ -383,7 +392,7 @@ def parse_turn(text: str) -> Message:
 
 def _read_call(text: str, opened: int) -> tuple[str, str, int]:
     """Name, arguments and the place after the call that opens at `opened`; see the module on broken ones."""
-    inner = opened + len(_OPEN)
+    inner = opened + len(TOOL_CALL)
     start = inner + len(text[inner:]) - len(text[inner:].lstrip())
     try:
         value, end = json.JSONDecoder().raw_decode(text, start)
@@ -394,7 +403,7 @@ def _read_call(text: str, opened: int) -> tuple[str, str, int]:
         name, arguments = value.get("name"), value.get("arguments", {})
         if isinstance(name, str) and name and isinstance(arguments, (dict, str)):
             return name, _argument_text(arguments), len(text) - len(after) + len(_CLOSE)
-    close, following = text.find(_CLOSE, inner), text.find(_OPEN, inner)
+    close, following = text.find(_CLOSE, inner), text.find(TOOL_CALL, inner)
     if close >= 0 and not 0 <= following < close:
         stop = close + len(_CLOSE)
     else:
@@ -421,7 +430,7 @@ def _turn_text(message: Message) -> str:
     if message.role != "assistant":
         return content
     calls = [
-        f'{_OPEN}{{"name": {json.dumps(call.name, ensure_ascii=False)}, "arguments": '
+        f'{TOOL_CALL}{{"name": {json.dumps(call.name, ensure_ascii=False)}, "arguments": '
         f"{call.arguments.strip() or '{}'}}}{_CLOSE}"
         for call in message.tool_calls
     ]

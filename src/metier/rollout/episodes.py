@@ -20,7 +20,7 @@ from typing import Any
 
 from metier.base.clock import monotonic, now
 from metier.base.ids import derive_id
-from metier.models.renderer import Renderer
+from metier.models.renderer import Rendered, Renderer
 from metier.records.ledger import Ledger
 from metier.records.types import Boundary, Cost, Episode, Message, Sampling, StopReason, Task, ToolCall, Weights
 from metier.rollout.engine import Drawn, Engine, Request, Word
@@ -124,15 +124,15 @@ class _Runner:
 
     def begin(self, plan: Plan) -> None:
         """Hand a plan to the session; one whose prompt is too long ends at once."""
-        live, number = _start(plan, self._renderer), len(self.live)
+        prompt = self._renderer.render(plan.task.messages, plan.task.tools, prompt=True)
+        live, number = _start(plan, prompt), len(self.live)
         self.live.append(live)
         if len(live.token_ids) >= self._context:
             n = len(live.token_ids)
             live.stop, live.boundary = "error", "engine"
             live.error = f"the prompt has {n} tokens and the model reads {self._context}: no room for a word"
             return
-        prefix = self._renderer.render(plan.task.messages, plan.task.tools, prompt=True).prefix
-        request = Request(tuple(live.token_ids), prefix, plan.seed, self._sampling, self._renderer.stop_ids)
+        request = Request(prompt.token_ids, prompt.prefix, plan.seed, self._sampling, self._renderer.stop_ids)
         self._session.add(number, request)
 
     def run(self) -> None:
@@ -220,8 +220,7 @@ def kept_episodes(ledger: Ledger, plans: Sequence[Plan], draw: Callable[[], list
     return episodes
 
 
-def _start(plan: Plan, renderer: Renderer) -> _Live:
-    prompt = renderer.render(plan.task.messages, plan.task.tools, prompt=True)
+def _start(plan: Plan, prompt: Rendered) -> _Live:
     n = len(prompt.token_ids)
     return _Live(
         plan=plan,

@@ -31,7 +31,7 @@ from starlette.types import Receive, Scope, Send
 
 from metier.base.clock import now
 from metier.base.errors import MetierError
-from metier.models.renderer import Renderer, parse_turn
+from metier.models.renderer import TOOL_CALL, Renderer, parse_turn
 from metier.records.traces.calls import chat_message
 from metier.records.types import Message, Sampling, Tool
 from metier.rollout.engine import Request, Word
@@ -39,7 +39,6 @@ from metier.rollout.speaker import BusyError, Ending, OnEvent, Speaker, Ticket
 
 __all__ = ["Served", "make_app"]
 
-_CALL = "<tool_call>"
 _MOST_OTHERS = 20  # as in OpenAI's API
 
 
@@ -114,12 +113,12 @@ class _Refused(Exception):
 
     def __init__(self, status: int, message: str, kind: str, code: str | None = None) -> None:
         super().__init__(message)
-        self.status, self.message, self.kind, self.code = status, message, kind, code
+        self.status = status
+        self.body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
     def response(self) -> JSONResponse:
-        body = {"error": {"message": self.message, "type": self.kind, "param": None, "code": self.code}}
         headers = {"Retry-After": "1"} if self.status in (429, 503) else {}
-        return JSONResponse(body, status_code=self.status, headers=headers)
+        return JSONResponse(self.body, status_code=self.status, headers=headers)
 
 
 def make_app(served: Served) -> FastAPI:
@@ -342,9 +341,9 @@ class _Answer:
         if last:
             return self.message().content
         text = self.text.lstrip()
-        if self._asked.tools and (at := text.find(_CALL)) >= 0:
+        if self._asked.tools and (at := text.find(TOOL_CALL)) >= 0:
             return text[:at].rstrip()
-        held = [*self._asked.stops, *([_CALL] if self._asked.tools else [])]
+        held = [*self._asked.stops, *([TOOL_CALL] if self._asked.tools else [])]
         most = max((_overlap(text, one) for one in held), default=0)
         return text[: len(text) - most].rstrip()
 
@@ -354,7 +353,7 @@ class _Answer:
             return Message(role="assistant", content=self.text.strip())
         said = parse_turn(self.text)
         calls = said.tool_calls
-        if (self._cut or self.ending == "length") and calls and calls[-1].arguments.startswith(_CALL):
+        if (self._cut or self.ending == "length") and calls and calls[-1].arguments.startswith(TOOL_CALL):
             calls = calls[:-1]
         return replace(said, tool_calls=calls[:1] if self._asked.one_call else calls)
 
@@ -479,9 +478,8 @@ async def _stream(served: Served, asked: _Asked, answers: Sequence[_Answer]) -> 
         for future in done:
             answer = growing.pop(future)
             more = future.result()
-            if answer.ending == "failed":
-                broken = _Refused(500, answer.error, "server_error")
-                yield _sse({"error": {"message": broken.message, "type": broken.kind}})
+            if (failed := _failed([answer])) is not None:
+                yield _sse(failed.body)
                 return
             text = answer.shown(last=not more)
             n = answer.index

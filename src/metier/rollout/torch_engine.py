@@ -60,8 +60,7 @@ class _Step:
     """What a voice drew, and whether its turn ended with it."""
 
     voice: _Voice
-    token: int
-    logprob: float
+    word: Word
     ended: bool
 
 
@@ -74,7 +73,7 @@ class _Row:
     logprobs: list[float] = field(default_factory=list)
     waits: bool = False  # for what is said to its voices
     since: int = 0  # the pass after which it began to listen
-    words: list[_Step] = field(default_factory=list)  # drawn in the last pass, not yet followed
+    steps: list[_Step] = field(default_factory=list)  # of its voices in the last pass, not yet followed
 
 
 class TorchEngine:
@@ -141,7 +140,7 @@ class TorchSession:
         """See `Session.speaking`."""
         told = any(said is not None for said in self._said.values())
         return bool(told or self._queue) or any(
-            not row.words or any(not word.ended for word in row.words) for row in self._active
+            not row.steps or any(not step.ended for step in row.steps) for row in self._active
         )
 
     @torch.inference_mode()
@@ -167,22 +166,22 @@ class TorchSession:
         """Let every row of the last pass go on as its voices do: one row for each way in which they go on."""
         for number in self._passed:
             row = self._active[number]
+            self._leave(row)
+            staying = {voice.number for voice in row.voices}
             ways: dict[tuple[object, ...], _Row] = {}
-            for word in row.words:
-                way: tuple[object, ...]
-                if self._said.get(word.voice.number, ()) is None:
-                    del self._said[word.voice.number]
+            for step in row.steps:
+                voice, token = step.voice, step.word.token
+                if voice.number not in staying:
                     continue
-                if not word.ended:
-                    tokens, logprobs = [*row.tokens, word.token], [*row.logprobs, word.logprob]
-                    way, next_row = (word.token,), _Row([], row.prompt, [word.token], tokens, logprobs)
-                elif word.voice.number not in self._said:
-                    way, next_row = ("waits", word.token), _Row([], row.prompt, [word.token], waits=True)
+                way: tuple[object, ...]
+                if not step.ended:
+                    tokens, logprobs = [*row.tokens, token], [*row.logprobs, step.word.logprob]
+                    way, next_row = (token,), _Row([], row.prompt, [token], tokens, logprobs)
+                elif (said := self._said.pop(voice.number, None)) is None:
+                    way, next_row = ("waits", token), _Row([], row.prompt, [token], waits=True)
                 else:
-                    said = self._said.pop(word.voice.number)
-                    assert said is not None
-                    way, next_row = ("told", word.token, *said), _Row([], row.prompt, [word.token, *said])
-                ways.setdefault(way, next_row).voices.append(word.voice)
+                    way, next_row = ("told", token, *said), _Row([], row.prompt, [token, *said])
+                ways.setdefault(way, next_row).voices.append(voice)
             rows = [replace(one, since=self._passes) for one in ways.values()]
             self._active[number] = rows[0] if rows else _Row([], row.prompt, [])
             for one in rows[1:]:
@@ -292,18 +291,17 @@ class TorchSession:
         for number, row in zip(self._passed, rows, strict=True):
             so_far = cache.prefix_length(cache.prefix_of[number]) + cache.lengths[number] + 1
             full = so_far >= self._engine.context
-            row.words = []
+            row.steps = []
             for voice in row.voices:
                 word = next(drawn)
-                token, logprob = word.token, word.logprob
                 if self._on_word is not None:
                     self._on_word(voice.number, word)
-                stopped = token in voice.request.stop_ids
+                stopped = word.token in voice.request.stop_ids
                 ended = stopped or full or len(row.tokens) + 1 >= voice.request.sampling.max_turn_tokens
-                row.words.append(_Step(voice, token, logprob, ended))
+                row.steps.append(_Step(voice, word, ended))
                 if ended:
-                    turn = Drawn((*row.tokens, token), (*row.logprobs, logprob), "stop" if stopped else "length")
-                    turns.append((voice.number, turn))
+                    tokens, logprobs = (*row.tokens, word.token), (*row.logprobs, word.logprob)
+                    turns.append((voice.number, Drawn(tokens, logprobs, "stop" if stopped else "length")))
         return turns
 
     def _next_pass(self) -> list[tuple[int, int]]:
