@@ -24,7 +24,7 @@ RECIPE = $(or $(RECIPE_$(SIZE)),$(error SIZE is $(SIZE); it must be default or s
 RECIPE_default := desk
 RECIPE_small := desk-small
 
-.PHONY: help demo test test-slow test-gpu test-vllm bench-train lint format docs clean chromium
+.PHONY: help demo test test-slow test-gpu test-vllm bench-train bench-rollout lint format docs clean chromium
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ format: $(READY) ## let ruff write the code's form
 
 bench-train: $(READY) ## Metier and TRL train the same rows, alternating; about an hour on 2 cores
 	@$(BIN)/python benchmarks/train_speed.py
+
+bench-rollout: $(READY) $(VLLM)/ready.stamp ## Metier, transformers, vLLM and TRL sample the same prompts, alternating; makes .venv-vllm first
+	@$(BIN)/python benchmarks/rollout_speed.py --vllm $(VLLM)/bin/python
 
 docs: $(READY) ## write docs/cli.md and docs/settings.md anew
 	@$(BIN)/python -m metier.cli.docs > docs/cli.md.new

@@ -21,6 +21,7 @@ from metier.models.hub import load_model, load_tokenizer
 from metier.models.renderer import get_renderer
 from metier.records.types import Episode, Sampling, Weights
 from metier.rollout.episodes import Plan, run_episodes
+from metier.rollout.policy import EnginePolicy
 from metier.rollout.torch_engine import TorchEngine
 from metier.tasks.registry import get_family
 from metier.train.advantages import advantages
@@ -52,7 +53,7 @@ def main() -> None:
             for n in range(options.group)
         ]
         episodes = run_episodes(  # a new engine for new weights; it reads the trainer's own
-            TorchEngine(model), renderer, plans,
+            EnginePolicy(TorchEngine(model), renderer), plans,
             sampling=Sampling(max_turns=4), weights=Weights(checkpoint=options.model, step=step),
             run_id="example", stage="by hand",
         )  # fmt: skip

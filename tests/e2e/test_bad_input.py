@@ -23,7 +23,7 @@ from metier.recipes.runner import run
 from metier.recipes.settings import Recipe
 from metier.records.events import EventLog
 from metier.records.ledger import Ledger
-from metier.rollout.tools import describe, get_tool
+from metier.rollout.tools import get_tool
 from metier.tasks.files import FileFamily
 
 GOOD = """
@@ -191,7 +191,7 @@ def test_a_broken_plugin_names_its_line(here: Path, tiny_model: Path, capsys: Ca
     assert "plugin.py, line 2: SyntaxError" in refused(capsys, recipe)
 
 
-def test_a_template_that_drops_the_mask(here: Path, tiny_model: Path, capsys: Captured) -> None:
+def test_a_template_that_does_not_end_its_turns(here: Path, tiny_model: Path, capsys: Captured) -> None:
     shutil.copytree(tiny_model, here / "weights")
     template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     (here / "weights" / "chat_template.jinja").write_text(template)
@@ -199,7 +199,7 @@ def test_a_template_that_drops_the_mask(here: Path, tiny_model: Path, capsys: Ca
     settings.pop("chat_template", None)
     (here / "weights" / "tokenizer_config.json").write_text(json.dumps(settings))
     said = refused(capsys, GOOD.replace("MODEL", "./weights"))
-    assert "generation" in said
+    assert "end of a turn cannot be learned" in said
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -245,7 +245,7 @@ def test_an_evaluation_refuses_what_the_checkpoint_was_trained_on(tiny_model: Pa
     (tmp_path / "tiny.yaml").write_text(json.dumps(recipe))  # JSON is YAML
     done = run(str(tmp_path / "tiny.yaml"), folder=str(tmp_path / "run"))
     settings = load_yaml(tmp_path / "tiny.yaml", Recipe)
-    family = FileFamily(tmp_path / "tasks.jsonl", lambda name: describe(get_tool(name)))
+    family = FileFamily(tmp_path / "tasks.jsonl", lambda name: get_tool(name).record)
     with Ledger.open(tmp_path / "ledger.sqlite") as ledger, EventLog(tmp_path / "log") as log:
         context = Context(settings, done.run_id, done.folder, ledger, log, family, LocalExecutor())
         tasks = context.tasks("demo", 1)

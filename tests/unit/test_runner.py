@@ -18,6 +18,7 @@ from metier.models.hub import load_tokenizer
 from metier.models.renderer import Renderer, get_renderer
 from metier.records.types import Episode, Message, Sampling, Task, VerifierSpec, Weights
 from metier.rollout.episodes import Plan, ToolLimits, run_episodes
+from metier.rollout.policy import EnginePolicy
 from metier.rollout.tools import describe, tool
 from metier.rollout.torch_engine import TorchEngine
 from scripted import Scripted, written
@@ -68,7 +69,7 @@ def turn(renderer: Renderer, said: str, *numbers: int) -> tuple[int, ...]:
 def run(engine: Any, renderer: Renderer, n: int, **changes: Any) -> list[Episode]:
     plans = [Plan(id=f"ep-{i}", task=TASK, seed=i) for i in range(n)]
     options: dict[str, Any] = {"sampling": Sampling(), "weights": Weights(checkpoint="c"), "run_id": "r", "stage": "s"}
-    return run_episodes(engine, renderer, plans, **{**options, **changes})
+    return run_episodes(EnginePolicy(engine, renderer), plans, **{**options, **changes})
 
 
 def test_slow_tools_wait_side_by_side_while_others_go_on(renderer: Renderer) -> None:
@@ -125,7 +126,7 @@ def test_a_crash_of_the_environment_is_not_the_end_of_the_others(renderer: Rende
     script = [[turn(renderer, "", 1), done], [turn(renderer, "", 2), done], [written(renderer, other, "", {}), done]]
     plans = [Plan(id=f"ep-{n}", task=task, seed=n) for n, task in enumerate((TASK, other, other))]
     options: dict[str, Any] = {"sampling": Sampling(), "weights": Weights(checkpoint="c"), "run_id": "r", "stage": "s"}
-    episodes = run_episodes(Scripted(script), renderer, plans, **options)
+    episodes = run_episodes(EnginePolicy(Scripted(script), renderer), plans, **options)
     assert [e.stop_reason for e in episodes] == ["stop", "stop", "error"]
     assert "no tool 'slow'" in episodes[1].messages[2].content
     assert episodes[2].error_boundary == "environment" and "unknown tool 'nowhere'" in str(episodes[2].error)
@@ -159,7 +160,7 @@ def test_what_does_not_fit_the_model_is_told(renderer: Renderer) -> None:
     wide = replace(TASK, messages=(Message(role="user", content="word " * 400),))
     engine = Scripted([[turn(renderer, "", 15), turn(renderer, "done")], []], context=300)
     episodes = run_episodes(
-        engine, renderer, [short, Plan(id="ep-1", task=wide, seed=1)],
+        EnginePolicy(engine, renderer), [short, Plan(id="ep-1", task=wide, seed=1)],
         sampling=Sampling(), weights=Weights(checkpoint="c"), run_id="r", stage="s",
     )  # fmt: skip
     assert [e.stop_reason for e in episodes] == ["context", "error"]
@@ -176,8 +177,8 @@ def test_a_hundred_conversations_in_few_slots_are_not_mixed_up(renderer: Rendere
         engine = TorchEngine(model, rows=rows)
         sampling = Sampling(max_turn_tokens=6, max_turns=2)
         episodes = run_episodes(
-            engine, renderer, plans, sampling=sampling, weights=Weights(checkpoint="c"), run_id="r", stage="s",
-            tools=ToolLimits(workers=workers),
+            EnginePolicy(engine, renderer), plans, sampling=sampling, weights=Weights(checkpoint="c"),
+            run_id="r", stage="s", tools=ToolLimits(workers=workers),
         )  # fmt: skip
         return [e.token_ids for e in episodes]
 

@@ -24,6 +24,7 @@ from metier.records.ledger import Ledger
 from metier.records.types import Episode, Message, Run, Sampling, Task, VerifierSpec, Weights
 from metier.records.values import lowest
 from metier.rollout.episodes import Plan, kept_episodes, run_episodes
+from metier.rollout.policy import EnginePolicy
 from metier.rollout.tools import describe, tool
 from metier.train.advantages import advantages
 from scripted import Scripted, written
@@ -76,7 +77,12 @@ def test_a_broken_tool_or_verifier_is_not_charged_to_the_policy() -> None:
     ]
     plans = [Plan(id=f"ep-{n}", task=TASK, seed=n, group_id="group") for n in range(4)]
     episodes = run_episodes(
-        Scripted(script), renderer, plans, sampling=Sampling(), weights=Weights(checkpoint="c"), run_id="r", stage="s"
+        EnginePolicy(Scripted(script), renderer),
+        plans,
+        sampling=Sampling(),
+        weights=Weights(checkpoint="c"),
+        run_id="r",
+        stage="s",
     )
     assert [e.error_boundary for e in episodes] == [None, "environment", None, None]
     assert episodes[1].error is not None and "the server is gone" in episodes[1].error
@@ -120,7 +126,7 @@ def test_what_was_kept_is_not_drawn_again(tmp_path: Path) -> None:
         return written(renderer, TASK, said)
 
     def drawn(ledger: Ledger, engine: Scripted, plans: list[Plan]) -> list[Episode]:
-        return kept_episodes(ledger, plans, lambda: run_episodes(engine, renderer, plans, **asked))
+        return kept_episodes(ledger, plans, lambda: run_episodes(EnginePolicy(engine, renderer), plans, **asked))
 
     with Ledger.open(tmp_path / "ledger.sqlite") as ledger:
         ledger.add_run(Run(id="run-1", recipe="r", config={}, seed=0, folder=str(tmp_path), code_version=""))

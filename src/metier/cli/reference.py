@@ -33,7 +33,9 @@ PARTS: tuple[tuple[str, type[Settings]], ...] = (
     ("A recipe", recipe.Recipe),
     ("`model`", recipe.ModelSettings),
     ("`adapter`, of a model or of `metier train`", Adapter),
+    ("`engine`", recipe.EngineSettings),
     ("`tasks`", recipe.TaskSettings),
+    ("`user`, and `endpoint` of an `evaluate` stage", recipe.EndpointSettings),
     ("A stage of kind `evaluate`", recipe.Evaluate),
     ("A stage of kind `demonstrate`", recipe.Demonstrate),
     ("A stage of kind `sft`", recipe.Sft),
@@ -42,6 +44,8 @@ PARTS: tuple[tuple[str, type[Settings]], ...] = (
     ("`overlong`, of a reward", recipe.Overlong),
     ("`sampling`, of an `rl` or `evaluate` stage", recipe.SamplingSettings),
     ("`tools`", recipe.ToolSettings),
+    ("`tools.http`, each", recipe.HttpToolSettings),
+    ("`tools.mcp`, each", recipe.McpSettings),
     ("A stage of kind `report`", recipe.Report),
     ("`metier train`", FitSettings),
 )

@@ -13,12 +13,11 @@ from typing import Any
 from metier.base.executor import Executor
 from metier.base.seeds import derive_seed
 from metier.feedback.verify import verify_episodes
-from metier.models.renderer import Renderer
 from metier.records.ledger import Ledger
 from metier.records.types import Episode, Feedback, Sampling, Task, Weights
 from metier.records.values import lowest_by_episode
-from metier.rollout.engine import Engine
 from metier.rollout.episodes import Plan, ToolLimits, kept_episodes, plan_id, run_episodes
+from metier.rollout.policy import Policy
 from metier.stats.intervals import share_interval
 
 __all__ = ["evaluate", "successes", "summary"]
@@ -26,8 +25,7 @@ __all__ = ["evaluate", "successes", "summary"]
 
 def evaluate(
     ledger: Ledger,
-    engine: Engine,
-    renderer: Renderer,
+    policy: Policy,
     splits: Mapping[str, Sequence[Task]],
     *,
     sampling: Sampling,
@@ -59,8 +57,7 @@ def evaluate(
             continue
         draw = functools.partial(
             run_episodes,
-            engine,
-            renderer,
+            policy,
             plans,
             sampling=sampling,
             weights=weights,

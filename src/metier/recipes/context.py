@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,9 +33,12 @@ from metier.records.events import EventLog, read
 from metier.records.ledger import Ledger
 from metier.records.lineage import why
 from metier.records.types import Task, Weights
+from metier.rollout.policy import EnginePolicy, Policy
 from metier.rollout.torch_engine import TorchEngine
+from metier.rollout.vllm_engine import VllmEngine
 from metier.tasks.protocol import TaskFamily
 from metier.tasks.registry import get_family
+from metier.train.checkpoints import export, save_model
 
 __all__ = ["Context", "peak_memory_gb"]
 
@@ -58,6 +63,8 @@ class Context:
     _tokenizer: PreTrainedTokenizerBase | None = None
     _renderer: Renderer | None = None
     _model: tuple[str, PreTrainedModel] | None = None
+    _vllm: VllmEngine | None = None
+    _speaking: threading.Lock = field(default_factory=threading.Lock)
     _clock: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -72,6 +79,13 @@ class Context:
         """Messages to tokens and back, for the model."""
         if self._renderer is None:
             self._renderer = get_renderer(self.tokenizer, self.recipe.model.renderer)
+            if not self._renderer.keeps_past:
+                self.log.emit(
+                    "",
+                    "note",
+                    text="the model's chat template changes earlier turns when a conversation goes on; "
+                    "episodes keep what was sampled",
+                )
         return self._renderer
 
     def seed(self, *path: str | int) -> int:
@@ -126,9 +140,42 @@ class Context:
         """Hold a model whose weights are those of stage `of`, so that it need not be read back."""
         self._model = (of, model)
 
-    def engine(self, model: PreTrainedModel) -> TorchEngine:
-        """An engine that reads these weights in place."""
-        return TorchEngine(model)
+    @contextmanager
+    def policy(self, model: PreTrainedModel) -> Iterator[Policy]:
+        """These weights, ready to speak in episodes, for as long as the caller needs them.
+
+        The vllm engine is started once, takes on new weights, and speaks for one caller at a time.
+        """
+        settings = self.recipe.engine
+        if settings.kind == "torch":
+            yield EnginePolicy(TorchEngine(model), self.renderer)
+            return
+        with self._speaking:
+            if self._vllm is None:
+                with tempfile.TemporaryDirectory(prefix="metier-") as folder:
+                    self._save(model, Path(folder) / "start")
+                    self._vllm = VllmEngine(
+                        Path(folder) / "start",
+                        python=settings.python,
+                        address=settings.address,
+                        settings={"dtype": self.recipe.model.dtype, **settings.options},
+                    )
+            self._vllm.load_weights(lambda where: self._save(model, where))
+            yield EnginePolicy(self._vllm, self.renderer)
+
+    def close(self) -> None:
+        """Let go of an engine that lives outside of this process."""
+        if self._vllm is not None:
+            self._vllm.close()
+
+    def _save(self, model: PreTrainedModel, where: Path) -> None:
+        """The whole model in a folder; an adapter merged into its base."""
+        if not has_adapter(model):
+            save_model(model, self.tokenizer, where, template=self.renderer.template, manifest={})
+            return
+        parts = where.with_name(f"{where.name}-adapter")
+        save_model(model, self.tokenizer, parts, template=self.renderer.template, manifest={})
+        export(parts, where)
 
     # --- time and events ---------------------------------------------------------------
 

@@ -8,11 +8,15 @@ would have said at each word of all. Everything else is shared.
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
+import queue
 import statistics
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +25,7 @@ from transformers import PreTrainedModel
 
 from metier.base.clock import monotonic, now
 from metier.base.ids import derive_id
+from metier.base.memory import hand_back_freed_memory
 from metier.base.seeds import rng_for
 from metier.evaluate.suites import evaluate, summary
 from metier.feedback.rewards import RewardPolicy
@@ -78,11 +83,12 @@ def reinforce(context: Context, settings: Rl) -> Mapping[str, Any]:
     wants_reference = objective.needs_reference or settings.reward.kl > 0
     reference = _reference(context, settings, trainer) if wants_reference else None
     saver = saver_of(context, settings.name, trainer)
+    ahead = _Ahead(context, settings, supply)
     metrics: dict[str, float] = {}
     while trainer.step_number < steps:
         step = trainer.step_number // settings.updates
         with saver.rescuing() if settings.updates == 1 else nullcontext():  # a step's part is no place to go on from
-            metrics = _step(context, settings, trainer, step, supply, reference)
+            metrics = _step(context, settings, trainer, step, supply, reference, ahead)
         context.emit(settings.name, "step", step=step + 1, steps=settings.steps, **metrics)
         if settings.eval_every and (step + 1) % settings.eval_every == 0 and step + 1 < settings.steps:
             _look(context, settings, trainer, step + 1)
@@ -143,18 +149,28 @@ def _reference(context: Context, settings: Rl, trainer: Trainer) -> Scorer:
 
 
 def _step(
-    context: Context, settings: Rl, trainer: Trainer, step: int, supply: _Supply, reference: Scorer | None
+    context: Context,
+    settings: Rl,
+    trainer: Trainer,
+    step: int,
+    supply: _Supply,
+    reference: Scorer | None,
+    ahead: _Ahead,
 ) -> dict[str, float]:
     """Sample, verify and learn. A step without any signal leaves the weights as they are."""
     began = monotonic()
-    groups = _sample(context, settings, trainer, step, supply.first(step), 0)
+    ahead.order(step, trainer.model)
+    groups = _sample(context, settings, trainer, step, supply.first(step), 0, ahead)
     for round_ in range(1, settings.rounds + 1):
         lacking = settings.tasks - sum(not group.flat for group in groups)
         if lacking <= 0:
             break
         groups += _sample(context, settings, trainer, step, supply.more(step, round_)[:lacking], round_)
+    hand_back_freed_memory()  # what held conversations is in other pieces than what holds activations
     sampled = monotonic()
     metrics = _told(groups, sampled - began)
+    if settings.staleness:
+        metrics["staleness"] = step - min(e.weights.step for group in groups for e in group.episodes)
     if settings.rounds:  # groups without signal were to be replaced
         groups = [group for group in groups if not group.flat]
     examples = _base_examples(groups)
@@ -209,10 +225,8 @@ def _parts(examples: Sequence[Example], n: int) -> list[list[Example]]:
 # --- sampling --------------------------------------------------------------------------
 
 
-def _sample(
-    context: Context, settings: Rl, trainer: Trainer, step: int, tasks: Sequence[Task], round_: int
-) -> list[_Sampled]:
-    """A group of episodes for each task, verified and kept in the ledger."""
+def _plans(context: Context, settings: Rl, step: int, tasks: Sequence[Task], round_: int) -> list[Plan]:
+    """A group of episodes for each task."""
     plans = []
     for n, task in enumerate(tasks):
         place = round_ * settings.tasks + n
@@ -227,17 +241,81 @@ def _sample(
                     group_id=group,
                 )
             )
-    draw = functools.partial(
-        run_episodes,
-        context.engine(trainer.model),
-        context.renderer,
-        plans,
-        sampling=settings.sampling.record(),
-        weights=context.weights(settings.name, step),
-        run_id=context.run_id,
-        stage=settings.name,
-        tools=context.recipe.tools.limits(),
-    )
+    return plans
+
+
+def _draw(context: Context, settings: Rl, model: PreTrainedModel, step: int, plans: Sequence[Plan]) -> list[Episode]:
+    """Run the plans with weights of that many steps."""
+    with context.policy(model) as policy:
+        return run_episodes(
+            policy,
+            plans,
+            sampling=settings.sampling.record(),
+            weights=context.weights(settings.name, step),
+            run_id=context.run_id,
+            stage=settings.name,
+            tools=context.recipe.tools.limits(),
+        )
+
+
+class _Ahead:
+    """Draws the episodes of later steps beside the training, each with a copy of the weights as they are now.
+
+    Step k begins by ordering the episodes of step k + `staleness`, so what a step learns from was
+    drawn by weights at most so many steps old. `staleness` 0 orders nothing.
+    """
+
+    def __init__(self, context: Context, settings: Rl, supply: _Supply) -> None:
+        self._context, self._settings, self._supply = context, settings, supply
+        self._ordered: dict[int, Future[list[Episode]]] = {}
+        self._orders: queue.SimpleQueue[tuple[int, int, PreTrainedModel, list[Plan]]] = queue.SimpleQueue()
+        if settings.staleness:
+            _ = context.renderer  # made once, before a second thread asks for it
+            threading.Thread(target=self._work, name="metier-ahead", daemon=True).start()
+
+    def order(self, step: int, model: PreTrainedModel) -> None:
+        """Begin with what this step and those after it will learn from, as far as staleness allows."""
+        wanted = range(step, min(step + self._settings.staleness + 1, self._settings.steps))
+        new = [later for later in wanted if later not in self._ordered] if self._settings.staleness else []
+        if not new:
+            return
+        copied = copy.deepcopy(model)
+        for later in new:
+            plans = _plans(self._context, self._settings, later, self._supply.first(later), 0)
+            self._ordered[later] = Future()
+            self._orders.put((later, step, copied, plans))
+
+    def take(self, step: int) -> list[Episode] | None:
+        """What was ordered for a step; waits for it. None where nothing was."""
+        ordered = self._ordered.pop(step, None)
+        return None if ordered is None else ordered.result()
+
+    def _work(self) -> None:
+        while True:
+            later, step, model, plans = self._orders.get()
+            future = self._ordered[later]
+            try:
+                future.set_result(_draw(self._context, self._settings, model, step, plans))
+            except BaseException as error:
+                future.set_exception(error)
+
+
+def _sample(
+    context: Context,
+    settings: Rl,
+    trainer: Trainer,
+    step: int,
+    tasks: Sequence[Task],
+    round_: int,
+    ahead: _Ahead | None = None,
+) -> list[_Sampled]:
+    """A group of episodes for each task, verified and kept in the ledger."""
+    plans = _plans(context, settings, step, tasks, round_)
+
+    def draw() -> list[Episode]:
+        early = None if ahead is None else ahead.take(step)
+        return early if early is not None else _draw(context, settings, trainer.model, step, plans)
+
     episodes = kept_episodes(context.ledger, plans, draw)
     feedback = verify_episodes({t.id: t for t in tasks}, episodes, context.executor, run_id=context.run_id)
     context.ledger.add_feedback(feedback)
@@ -401,21 +479,21 @@ def _look(context: Context, settings: Rl, trainer: Trainer, step: int) -> None:
     """A small evaluation on held-out tasks between two steps, for the curve only."""
     tasks = context.tasks(settings.eval_split, settings.eval_tasks)
     stage = f"{settings.name}/look-{step}"
-    found = evaluate(
-        context.ledger,
-        context.engine(trainer.model),
-        context.renderer,
-        {settings.eval_split: tasks},
-        sampling=replace(settings.sampling.record(), temperature=0.0),
-        weights=context.weights(settings.name, step),
-        run_id=context.run_id,
-        stage=stage,
-        seed=context.recipe.seed,
-        chunk=len(tasks),
-        executor=context.executor,
-        tools=context.recipe.tools.limits(),
-        on_chunk=lambda *_: None,
-    )
+    with context.policy(trainer.model) as policy:
+        found = evaluate(
+            context.ledger,
+            policy,
+            {settings.eval_split: tasks},
+            sampling=replace(settings.sampling.record(), temperature=0.0),
+            weights=context.weights(settings.name, step),
+            run_id=context.run_id,
+            stage=stage,
+            seed=context.recipe.seed,
+            chunk=len(tasks),
+            executor=context.executor,
+            tools=context.recipe.tools.limits(),
+            on_chunk=lambda *_: None,
+        )
     context.emit(settings.name, "eval", step=step, split=settings.eval_split, **summary(found[settings.eval_split]))
 
 

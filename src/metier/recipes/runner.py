@@ -17,7 +17,8 @@ import shutil
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +40,8 @@ from metier.records.events import EventLog
 from metier.records.ledger import Ledger
 from metier.records.trackers import get_tracker
 from metier.records.types import Run
-from metier.rollout.tools import describe, get_tool
+from metier.rollout.tools import get_tool
+from metier.rollout.users import played_by
 from metier.tasks.files import FileFamily
 from metier.tasks.protocol import TaskFamily
 from metier.tasks.registry import get_family
@@ -87,6 +89,8 @@ def run(
         with (
             only_one(where, "give this run its own --folder"),
             Ledger.open(ledger or where.parent / "ledger.sqlite") as opened,
+            recipe.tools.ready(),
+            _player(recipe),
         ):
             return _run(recipe, base, where, opened, listener)
     except OSError as error:
@@ -122,6 +126,7 @@ def _run(recipe: Recipe, base: Path, folder: Path, ledger: Ledger, listener: Lis
                 created_at=identity["created_at"],
             )
         )
+    context: Context | None = None
     tracker = get_tracker(recipe.tracker, folder)
     log = EventLog(folder, [tracker.event, *([listener] if listener else [])])
     try:
@@ -150,8 +155,24 @@ def _run(recipe: Recipe, base: Path, folder: Path, ledger: Ledger, listener: Lis
                 report = folder / str(done["report"])
         return RunResult(run_id, folder, report)
     finally:
+        if context is not None:
+            context.close()
         log.close()
         tracker.close()
+
+
+@contextmanager
+def _player(recipe: Recipe) -> Iterator[None]:
+    """Let the recipe's model play the users that have instructions."""
+    if recipe.user is None:
+        yield
+        return
+    with recipe.user.endpoint() as endpoint:
+        played_by(endpoint)
+        try:
+            yield
+        finally:
+            played_by(None)
 
 
 def _identity(recipe: Recipe, folder: Path) -> Mapping[str, Any]:
@@ -174,9 +195,14 @@ def _identity(recipe: Recipe, folder: Path) -> Mapping[str, Any]:
 
 def _family(recipe: Recipe, base: Path) -> TaskFamily:
     if recipe.tasks.file is not None:
-        return FileFamily(base / recipe.tasks.file, lambda name: describe(get_tool(name)))
+        family = FileFamily(base / recipe.tasks.file, lambda name: get_tool(name).record)
+        if family.needs_player and recipe.user is None:
+            raise ConfigError(
+                f"{recipe.tasks.file} has users with instructions; name the model that plays them: `user`"
+            )
+        return family
     assert recipe.tasks.family is not None
-    return get_family(recipe.tasks.family)
+    return get_family(recipe.tasks.family, recipe.tasks.options)
 
 
 def _load_plugin(path: Path) -> None:

@@ -8,15 +8,22 @@ read, before anything is computed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from metier.base.config import Settings, did_you_mean
+from metier.base.errors import ConfigError
 from metier.models.adapters import Adapter
 from metier.models.hub import Device
-from metier.records.types import Sampling, Stage
+from metier.records.types import Sampling, Stage, Tool
+from metier.rollout.endpoint import Endpoint
 from metier.rollout.episodes import ToolLimits
+from metier.rollout.http_tools import HttpTool, Method
+from metier.rollout.mcp_tools import McpServer
+from metier.rollout.tools import RunnableTool, register_tool
 from metier.train.objectives.policy import ADVANTAGES
 from metier.train.objectives.registry import get_objective
 from metier.train.optimizer import Learning, Schedule
@@ -24,7 +31,11 @@ from metier.train.optimizer import Learning, Schedule
 __all__ = [
     "BASE",
     "Demonstrate",
+    "EndpointSettings",
+    "EngineSettings",
     "Evaluate",
+    "HttpToolSettings",
+    "McpSettings",
     "ModelSettings",
     "Overlong",
     "Recipe",
@@ -59,12 +70,15 @@ class TaskSettings(Settings):
     """Where tasks come from: a registered family, or a JSONL file."""
 
     family: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)  # of a family that takes some
     file: str | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> TaskSettings:
         if (self.family is None) == (self.file is None):
             raise ValueError("name either a 'family' or a 'file'")
+        if self.options and self.family is None:
+            raise ValueError("a 'file' of tasks takes no options")
         return self
 
 
@@ -85,16 +99,104 @@ class SamplingSettings(Settings):
         return Sampling(**self.model_dump())
 
 
+class EngineSettings(Settings):
+    """What draws the policy's words."""
+
+    kind: Literal["torch", "vllm"] = "torch"
+    python: str | None = None  # of the environment that has vLLM
+    address: str | None = None  # host:port of a vLLM worker that runs already
+    options: dict[str, Any] = Field(default_factory=dict)  # vLLM's engine arguments
+
+    @model_validator(mode="after")
+    def _one_place(self) -> EngineSettings:
+        if self.kind == "torch" and (self.python or self.address or self.options):
+            raise ValueError("the torch engine takes no 'python', 'address' or 'options'; say 'kind: vllm'")
+        if self.address and (self.python or self.options):
+            raise ValueError("a worker at an 'address' runs already: it takes no 'python' and no 'options'")
+        return self
+
+
+class EndpointSettings(Settings):
+    """A model behind an OpenAI-compatible endpoint."""
+
+    model: str
+    base_url: str | None = None  # OpenAI's unless told
+    key: str = "$OPENAI_API_KEY"  # or another variable; never the key itself
+    at_once: Positive = 16  # requests
+    per_minute: Annotated[float, Field(ge=0)] = 0.0  # requests; 0 is no bound
+    retries: Annotated[int, Field(ge=0)] = 5
+    seconds: Annotated[float, Field(gt=0)] = 120.0  # of one request
+    usd_in: Annotated[float, Field(ge=0)] = 0.0  # a million tokens read
+    usd_out: Annotated[float, Field(ge=0)] = 0.0  # a million tokens written
+    options: dict[str, Any] = Field(default_factory=dict)  # what else goes into each request
+
+    def endpoint(self) -> Endpoint:
+        """The endpoint. Raises `ConfigError`."""
+        return Endpoint(**self.model_dump())
+
+
+class HttpToolSettings(Settings):
+    """A tool that is a request to an HTTP endpoint."""
+
+    name: str
+    description: str = ""  # what the model reads about it
+    parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})  # a JSON schema
+    url: str  # `{argument}` in it is filled
+    method: Method = "POST"
+    headers: dict[str, str] = Field(default_factory=dict)  # `$NAME` is filled from the environment variables
+    seconds: Annotated[float, Field(gt=0)] = 30.0  # for everything, repetitions included
+    retries: Annotated[int, Field(ge=0)] = 2  # of a call that cannot have had an effect
+
+    def runnable(self) -> RunnableTool:
+        """The tool. Raises `ConfigError`."""
+        record = Tool(name=self.name, description=self.description, parameters=self.parameters)
+        rest = self.model_dump(exclude={"name", "description", "parameters"})
+        return HttpTool(record=record, **rest).runnable()
+
+
+class McpSettings(Settings):
+    """An MCP server whose tools are offered: one to start, or one that runs."""
+
+    command: tuple[str, ...] = ()  # the program and its arguments, over a pipe
+    env: dict[str, str] = Field(default_factory=dict)  # of the program; `$NAME` is filled
+    url: str = ""  # of a streamable HTTP endpoint
+    headers: dict[str, str] = Field(default_factory=dict)  # `$NAME` is filled from the environment variables
+    only: tuple[str, ...] | None = None  # of its tools; all of them unless told
+    seconds: Annotated[float, Field(gt=0)] = 30.0  # for connecting, and for each call
+
+    def server(self, name: str) -> McpServer:
+        """The server, not connected to yet. Raises `ConfigError`."""
+        return McpServer(name, **self.model_dump(exclude={"only"}))
+
+
 class ToolSettings(Settings):
-    """How tools are run."""
+    """How tools are run, and where those come from that are no Python functions."""
 
     workers: Positive = 1  # at once, for tools that wait on something; 1 keeps episodes the same on every run
     seconds: Annotated[float, Field(gt=0)] = 60.0  # that a turn's calls may take, where there are several workers
     characters: Positive = 20_000  # of one answer; the rest is cut
+    http: tuple[HttpToolSettings, ...] = ()
+    mcp: dict[str, McpSettings] = Field(default_factory=dict)  # by a name of your choice
 
     def limits(self) -> ToolLimits:
-        """The same for the episode runner."""
-        return ToolLimits(**self.model_dump())
+        """The bounds, for the episode runner."""
+        return ToolLimits(workers=self.workers, seconds=self.seconds, characters=self.characters)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Register the tools, and hold the servers while they may be called. Raises `ConfigError`."""
+        with ExitStack() as stack:
+            found = [http.runnable() for http in self.http]
+            for name, settings in self.mcp.items():
+                server = stack.enter_context(settings.server(name))
+                found += server.tools(settings.only)
+            names = [made.record.name for made in found]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ConfigError(f"two tools are called {twice[0]!r}; name those that you want with `only`")
+            for made in found:
+                register_tool(made)
+            yield
 
 
 class Evaluate(Settings):
@@ -103,10 +205,19 @@ class Evaluate(Settings):
     kind: Literal["evaluate"]
     name: str
     of: str = BASE
+    endpoint: EndpointSettings | None = None  # another model to measure, instead of `of`
     splits: dict[str, Positive]  # split -> number of tasks
     text: str | None = None  # held-out text whose loss is measured: "general", or a JSONL file of {"text": ...}
     sampling: SamplingSettings = SamplingSettings(temperature=0.0)
     chunk: Positive = 128  # episodes between two savings
+
+    @model_validator(mode="after")
+    def _of_something(self) -> Evaluate:
+        if self.endpoint is not None and (self.of != BASE or self.text is not None):
+            raise ValueError(
+                "a model behind an 'endpoint' takes the place of 'of', and its loss on a 'text' is not told"
+            )
+        return self
 
 
 class Demonstrate(Settings):
@@ -166,6 +277,9 @@ class Rl(Learning):
     tasks: Positive = 8  # per step
     resample: Annotated[int, Field(ge=0)] | None = None  # rounds that replace groups without signal; dapo 2, else 0
     updates: Positive = 1  # optimiser steps that share one step's episodes
+    staleness: Annotated[int, Field(ge=0)] = (
+        0  # steps that weights may be old which draw beside the training; 0: none do
+    )
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0  # of ppo's advantages
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95
     group: Positive = 8  # episodes per task
@@ -193,6 +307,10 @@ class Rl(Learning):
         if self.method == "ppo" and self.advantage:
             raise ValueError("ppo has its advantages from a value head; leave advantage out")
         get_objective(self.objective, **self.options)
+        if self.staleness and self.rounds:
+            raise ValueError("episodes that are drawn beside the training are not replaced: 'resample' must be 0")
+        if self.staleness and self.options.get("mismatch") == "none":
+            raise ValueError("episodes of older weights must be corrected for: 'mismatch' cannot be none")
         if self.gradient and not self.sampling.temperature:
             raise ValueError(f"{self.method} learns from draws: 'sampling.temperature' must be above 0")
         alone = self.method in ("rejection", "distill") or (self.gradient and self.advantage_kind in ("batch", "gae"))
@@ -242,7 +360,9 @@ class Recipe(Settings):
     name: str
     seed: int = 0
     model: ModelSettings = ModelSettings()
+    engine: EngineSettings = EngineSettings()
     tasks: TaskSettings
+    user: EndpointSettings | None = None  # the model that plays users who have instructions
     plugins: tuple[str, ...] = ()  # Python files that register tools and verifiers
     tracker: str = "none"  # "tensorboard" also writes TensorBoard files
     threads: Positive | None = None  # of torch; its own choice unless told

@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +39,9 @@ from metier.records.types import (
 )
 from metier.report.collect import collect
 from metier.report.page import render, write
+from metier.rollout.endpoint import EndpointPolicy
 from metier.rollout.episodes import environment_for, plan_id
+from metier.rollout.policy import Policy
 from metier.stats.intervals import mean_interval
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.registry import get_objective
@@ -91,21 +94,22 @@ def _evaluate(context: Context, settings: Evaluate) -> Mapping[str, Any]:
             success=statistics.fmean(scored) if scored else None,
         )
 
-    values = evaluate(
-        context.ledger,
-        context.engine(context.load(settings.of)),
-        context.renderer,
-        splits,
-        sampling=settings.sampling.record(),
-        weights=context.weights(settings.of),
-        run_id=context.run_id,
-        stage=settings.name,
-        seed=context.recipe.seed,
-        chunk=settings.chunk,
-        executor=context.executor,
-        tools=context.recipe.tools.limits(),
-        on_chunk=on_chunk,
-    )
+    other = settings.endpoint
+    with _speaker(context, settings) as policy:
+        values = evaluate(
+            context.ledger,
+            policy,
+            splits,
+            sampling=settings.sampling.record(),
+            weights=context.weights(settings.of) if other is None else Weights(checkpoint=other.model),
+            run_id=context.run_id,
+            stage=settings.name,
+            seed=context.recipe.seed,
+            chunk=settings.chunk,
+            executor=context.executor,
+            tools=context.recipe.tools.limits(),
+            on_chunk=on_chunk,
+        )
     result = {}
     for split, tasks in splits.items():
         result[split] = summary(values[split], [task.cluster for task in tasks])
@@ -113,6 +117,16 @@ def _evaluate(context: Context, settings: Evaluate) -> Mapping[str, Any]:
     if settings.text is not None:
         result["text"] = _read_text(context, settings, settings.text)
     return result
+
+
+@contextmanager
+def _speaker(context: Context, settings: Evaluate) -> Iterator[Policy]:
+    if settings.endpoint is None:
+        with context.policy(context.load(settings.of)) as policy:
+            yield policy
+    else:
+        with settings.endpoint.endpoint() as endpoint:
+            yield EndpointPolicy(endpoint)
 
 
 def _read_text(context: Context, settings: Evaluate, name: str) -> dict[str, Any]:

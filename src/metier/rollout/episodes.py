@@ -1,12 +1,11 @@
-"""Many multi-turn episodes at once: an engine draws turns, environments answer them.
+"""Many multi-turn episodes at once: a policy speaks, environments answer.
 
 A call that the policy got wrong is answered with an error in the tool's result and stays
 the policy's; an environment that breaks, or takes longer than it may, ends its own episode
-with a named boundary and leaves its siblings alone. Every token that the policy drew is
-kept as it was drawn.
+with a named boundary and leaves its siblings alone.
 
-With one worker environments answer between two steps of the engine, which makes episodes
-the same on every run. With several they answer in threads while the engine goes on with
+With one worker environments answer between two steps of the policy, which makes episodes
+the same on every run. With several they answer in threads while the policy goes on with
 the others, which is for tools that wait on something; then the order in which answers
 arrive decides which episodes are computed together, and the last bits of their numbers.
 """
@@ -20,12 +19,13 @@ from typing import Any
 
 from metier.base.clock import monotonic, now
 from metier.base.ids import derive_id
-from metier.models.renderer import Rendered, Renderer
 from metier.records.ledger import Ledger
 from metier.records.types import Boundary, Cost, Episode, Message, Sampling, StopReason, Task, ToolCall, Weights
-from metier.rollout.engine import Drawn, Engine, Request, Word
+from metier.rollout.policy import Policy, Said, Transcript
 from metier.rollout.tools import ToolBox
+from metier.rollout.users import WithUser
 from metier.rollout.workers import LateError, Workers
+from metier.tasks.files import USER
 from metier.tasks.protocol import Environment, EnvironmentFailure
 from metier.tasks.registry import get_family
 
@@ -36,7 +36,7 @@ __all__ = ["Plan", "ToolLimits", "environment_for", "kept_episodes", "plan_id", 
 class ToolLimits:
     """How tools are run: how many at once, how long one may take, how much it may say."""
 
-    workers: int = 1  # 1: in the calling thread, between two steps of the engine
+    workers: int = 1  # 1: in the calling thread, between two steps of the policy
     seconds: float = 60.0  # of one turn's calls; looked at with several workers only
     characters: int = 20_000  # of one answer; the rest is cut, and the policy is told
 
@@ -53,10 +53,12 @@ class Plan:
 
 
 def environment_for(task: Task) -> Environment:
-    """A fresh environment: the family's where the task names one, else its tools alone."""
-    if task.environment is not None:
-        return get_family(task.environment.name).environment(task)
-    return ToolBox(task.tools)
+    """A fresh environment: the family's where the task names one, else its tools, and its simulated user if any."""
+    if task.environment is None:
+        return ToolBox(task.tools)
+    if task.environment.name == USER:
+        return WithUser(ToolBox(task.tools), task.environment.state["user"], task.messages)
+    return get_family(task.environment.name).environment(task)
 
 
 @dataclass(slots=True)
@@ -66,10 +68,6 @@ class _Live:
     plan: Plan
     environment: Environment
     messages: list[Message]
-    token_ids: list[int]
-    loss_mask: list[int]
-    logprobs: list[float]
-    prompt_tokens: int
     turns: int = 0
     written: int = 0
     calls: int = 0
@@ -82,8 +80,7 @@ class _Live:
 
 
 def run_episodes(
-    engine: Engine,
-    renderer: Renderer,
+    policy: Policy,
     plans: Sequence[Plan],
     *,
     sampling: Sampling,
@@ -93,11 +90,14 @@ def run_episodes(
     tools: ToolLimits | None = None,
 ) -> list[Episode]:
     """Run every plan to its end and return the episodes in the order of the plans."""
-    runner = _Runner(engine, renderer, sampling, tools or ToolLimits())
+    runner = _Runner(policy, sampling, tools or ToolLimits())
     for plan in plans:
         runner.begin(plan)
     runner.run()
-    return [_finish(e, renderer, sampling, weights, run_id, stage) for e in runner.live]
+    return [
+        _finish(live, runner.talks.transcript(number), policy.template_hash, sampling, weights, run_id, stage)
+        for number, live in enumerate(runner.live)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,50 +110,45 @@ class _Answers:
 
 
 class _Runner:
-    """The loop between a session and the environments."""
+    """The loop between a policy and the environments."""
 
-    def __init__(self, engine: Engine, renderer: Renderer, sampling: Sampling, tools: ToolLimits) -> None:
+    def __init__(self, policy: Policy, sampling: Sampling, tools: ToolLimits) -> None:
         self.live: list[_Live] = []
-        self._session = engine.session(self._word if sampling.max_seconds else None)
-        self._renderer, self._sampling, self._tools = renderer, sampling, tools
-        self._context = engine.context
+        self.talks = policy.talks(sampling)
+        self._sampling, self._tools = sampling, tools
         self._workers: Workers[_Answers] | None = None
         if tools.workers > 1:
             self._workers = Workers(tools.workers, tools.seconds)
         self._began = monotonic()
 
     def begin(self, plan: Plan) -> None:
-        """Hand a plan to the session; one whose prompt is too long ends at once."""
-        prompt = self._renderer.render(plan.task.messages, plan.task.tools, prompt=True)
-        live, number = _start(plan, prompt), len(self.live)
+        """Hand a plan to the policy; one that it cannot begin ends at once."""
+        live, number = _Live(plan, environment_for(plan.task), list(plan.task.messages)), len(self.live)
         self.live.append(live)
-        if len(live.token_ids) >= self._context:
-            n = len(live.token_ids)
-            live.stop, live.boundary = "error", "engine"
-            live.error = f"the prompt has {n} tokens and the model reads {self._context}: no room for a word"
-            return
-        request = Request(prompt.token_ids, prompt.prefix, plan.seed, self._sampling, self._renderer.stop_ids)
-        self._session.add(number, request)
+        fault = self.talks.begin(number, plan.task.messages, plan.task.tools, plan.seed)
+        if fault is not None:
+            live.stop, live.boundary, live.error = "error", "engine", fault
 
     def run(self) -> None:
         """Until every episode has ended."""
-        while self._session.speaking or (self._workers is not None and self._workers.busy):
-            for number, drawn in self._session.step():
-                self._took(number, drawn)
+        while self.talks.speaking or (self._workers is not None and self._workers.busy):
+            for number, said in self.talks.step():
+                self._took(number, said)
             if self._workers is not None:
-                for number, answers in self._workers.take(wait=not self._session.speaking):
+                for number, answers in self._workers.take(wait=not self.talks.speaking):
                     self._told(number, answers if isinstance(answers, _Answers) else _broken(answers))
 
-    def _word(self, number: int, _: Word) -> None:
-        if self.live[number].first_word is None:
-            self.live[number].first_word = monotonic()
-
-    def _took(self, number: int, drawn: Drawn) -> None:
+    def _took(self, number: int, said: Said) -> None:
         live = self.live[number]
-        calls, text = _hear(live, drawn, self._renderer)
+        live.first_word = live.first_word or said.since
         live.seconds = monotonic() - self._began
-        if drawn.stop == "length":
-            self._end(number, "context" if len(live.token_ids) >= self._context else "length")
+        if said.error is not None:
+            live.error, live.boundary = said.error, "network"
+            self._end(number, "error")
+            return
+        calls, text = _hear(live, said)
+        if said.stop != "stop":
+            self._end(number, said.stop)
         elif live.calls > self._sampling.max_calls:
             self._end(number, "calls")
         elif self._workers is None or not calls:
@@ -174,29 +169,23 @@ class _Runner:
             self._end(number, "stop")
             return
         live.messages.extend(answers.messages)
-        said = self._renderer.extend(answers.messages)
         spent = 0.0 if live.first_word is None else monotonic() - live.first_word
         reasons: list[tuple[bool, StopReason]] = [
             (live.turns >= sampling.max_turns, "turns"),
             (live.written >= sampling.max_tokens, "tokens"),
             (0 < sampling.max_seconds <= spent, "time"),
-            (len(live.token_ids) + len(said) >= self._context, "context"),
         ]
-        for holds, reason in reasons:
-            if holds:
-                self._end(number, reason)
-                return
-        live.token_ids.extend(said)
-        live.loss_mask.extend([0] * len(said))
-        live.logprobs.extend([0.0] * len(said))
-        live.prompt_tokens += len(said)
-        self._session.reply(number, said)
+        reason = next((reason for holds, reason in reasons if holds), None)
+        if reason is None and not self.talks.tell(number, answers.messages):
+            reason = "context"
+        if reason is not None:
+            self._end(number, reason)
 
     def _end(self, number: int, reason: StopReason, *, hung: bool = False) -> None:
         """Let go of an episode. What an environment holds that still works on a call is nobody's to read."""
         live = self.live[number]
         live.stop = reason
-        self._session.end(number)
+        self.talks.end(number)
         if hung:
             return
         try:
@@ -220,31 +209,16 @@ def kept_episodes(ledger: Ledger, plans: Sequence[Plan], draw: Callable[[], list
     return episodes
 
 
-def _start(plan: Plan, prompt: Rendered) -> _Live:
-    n = len(prompt.token_ids)
-    return _Live(
-        plan=plan,
-        environment=environment_for(plan.task),
-        messages=list(plan.task.messages),
-        token_ids=list(prompt.token_ids),
-        loss_mask=[0] * n,
-        logprobs=[0.0] * n,
-        prompt_tokens=n,
-    )
-
-
-def _hear(live: _Live, drawn: Drawn, renderer: Renderer) -> tuple[tuple[ToolCall, ...], str]:
+def _hear(live: _Live, said: Said) -> tuple[tuple[ToolCall, ...], str]:
     """Take in one assistant turn; its calls and its text."""
-    live.token_ids.extend(drawn.token_ids)
-    live.loss_mask.extend([1] * len(drawn.token_ids))
-    live.logprobs.extend(drawn.logprobs)
     live.turns += 1
-    live.written += len(drawn.token_ids)
-    message = renderer.parse(drawn.token_ids)
-    calls = tuple(replace(call, id=f"call_{live.calls + n + 1}") for n, call in enumerate(message.tool_calls))
-    live.messages.append(replace(message, tool_calls=calls))
+    live.written += said.tokens
+    calls = tuple(
+        replace(call, id=call.id or f"call_{live.calls + n + 1}") for n, call in enumerate(said.message.tool_calls)
+    )
+    live.messages.append(replace(said.message, tool_calls=calls))
     live.calls += len(calls)
-    return calls, message.content
+    return calls, said.message.content
 
 
 def _answers(environment: Environment, calls: Sequence[ToolCall], text: str, characters: int, left: Event) -> _Answers:
@@ -275,7 +249,9 @@ def _cut(text: str, characters: int) -> str:
     return f"{text[:characters]} … cut here: the answer has {len(text):,} characters"
 
 
-def _finish(live: _Live, renderer: Renderer, sampling: Sampling, weights: Weights, run_id: str, stage: str) -> Episode:
+def _finish(
+    live: _Live, kept: Transcript, template_hash: str, sampling: Sampling, weights: Weights, run_id: str, stage: str
+) -> Episode:
     task = live.plan.task
     return Episode(
         id=live.plan.id,
@@ -284,9 +260,9 @@ def _finish(live: _Live, renderer: Renderer, sampling: Sampling, weights: Weight
         stage=stage,
         weights=weights,
         messages=tuple(live.messages),
-        token_ids=tuple(live.token_ids),
-        sampler_logprobs=tuple(live.logprobs),
-        loss_mask=tuple(live.loss_mask),
+        token_ids=tuple(kept.token_ids),
+        sampler_logprobs=tuple(kept.logprobs),
+        loss_mask=tuple(kept.loss_mask),
         stop_reason=live.stop,
         error=live.error,
         error_boundary=live.boundary,
@@ -294,15 +270,16 @@ def _finish(live: _Live, renderer: Renderer, sampling: Sampling, weights: Weight
         index=live.plan.index,
         sampling=sampling,
         seed=live.plan.seed,
-        template_hash=renderer.template_hash,
+        template_hash=template_hash,
         environment_version="" if task.environment is None else task.environment.version,
         final_state=live.final_state,
         split=task.split,
         cost=Cost(
-            prompt_tokens=live.prompt_tokens,
+            prompt_tokens=kept.prompt_tokens,
             completion_tokens=live.written,
             tool_calls=live.calls,
             seconds=live.seconds,
+            usd=kept.usd,
         ),
         created_at=now(),
     )

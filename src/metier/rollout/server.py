@@ -31,7 +31,7 @@ from starlette.types import Receive, Scope, Send
 
 from metier.base.clock import now
 from metier.base.errors import MetierError
-from metier.models.renderer import TOOL_CALL, Renderer, parse_turn
+from metier.models.renderer import Renderer
 from metier.records.traces.calls import chat_message
 from metier.records.types import Message, Sampling, Tool
 from metier.rollout.engine import Request, Word
@@ -341,9 +341,11 @@ class _Answer:
         if last:
             return self.message().content
         text = self.text.lstrip()
-        if self._asked.tools and (at := text.find(TOOL_CALL)) >= 0:
-            return text[:at].rstrip()
-        held = [*self._asked.stops, *([TOOL_CALL] if self._asked.tools else [])]
+        marks = self._served.renderer.calls.marks if self._asked.tools else ()
+        begun = [at for mark in marks if (at := text.find(mark)) >= 0]
+        if begun:
+            return text[: min(begun)].rstrip()
+        held = [*self._asked.stops, *marks]
         most = max((_overlap(text, one) for one in held), default=0)
         return text[: len(text) - most].rstrip()
 
@@ -351,9 +353,10 @@ class _Answer:
         """The answer as a message; a call that was cut off is none."""
         if not self._asked.tools:
             return Message(role="assistant", content=self.text.strip())
-        said = parse_turn(self.text)
+        spoken = self._served.renderer.calls
+        said = spoken.parse(self.text)
         calls = said.tool_calls
-        if (self._cut or self.ending == "length") and calls and calls[-1].arguments.startswith(TOOL_CALL):
+        if (self._cut or self.ending == "length") and calls and spoken.broken(calls[-1]):
             calls = calls[:-1]
         return replace(said, tool_calls=calls[:1] if self._asked.one_call else calls)
 

@@ -1,49 +1,87 @@
-"""Tools as typed Python functions, for tasks that bring no environment of their own.
+"""Tools by name, and the environment of tasks that bring none of their own.
 
-`@tool` registers a function under its name; its JSON schema comes from its annotations
-and its description from the first line of its docstring. A task names the tools that it
-offers. What a function raises because of the arguments that the policy chose (`ValueError`,
-`TypeError`, `KeyError`) goes back to the policy as an error; anything else is a failure of
-the environment and leaves the episode unscored.
+A tool is a record (name, description, JSON schema of its arguments) and what runs it:
+a typed Python function (`@tool`), an HTTP endpoint (`http_tools`) or a tool of an MCP
+server (`mcp_tools`). A task names the tools that it offers.
+
+Who is to blame is told by how a tool fails. Arguments that its schema refuses, and a
+`BadCallError`, are the policy's: it reads them as an error and may try again. Anything
+else that a tool raises is the environment's and leaves the episode unscored.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, get_type_hints
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, best_match
+from jsonschema.protocols import Validator
+from jsonschema.validators import validator_for
+from referencing import Registry
 
 from metier.base.config import did_you_mean
 from metier.base.errors import DataError
 from metier.records.types import Tool, ToolCall
 from metier.tasks.protocol import EnvironmentFailure
 
-__all__ = ["ToolBox", "describe", "get_tool", "tool"]
+__all__ = ["BadCallError", "RunnableTool", "ToolBox", "describe", "get_tool", "register_tool", "tool"]
 
 _JSON_TYPES: dict[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
-_functions: dict[str, Callable[..., Any]] = {}
+_tools: dict[str, RunnableTool] = {}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class BadCallError(Exception):
+    """A call that the policy got wrong; the text is what it reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnableTool:
+    """A tool and what runs it: arguments that fit its schema in, the text that the policy reads out."""
+
+    record: Tool
+    run: Callable[[Mapping[str, Any]], str]
+
+
+def register_tool(made: RunnableTool) -> None:
+    """Make a tool known under its name; a later one of the same name replaces it.
+
+    Raises `DataError` where the schema of its arguments is none.
+    """
+    try:
+        _validator(json.dumps(made.record.parameters))
+    except SchemaError as error:
+        raise DataError(f"parameters of tool {made.record.name!r} are no JSON schema: {error.message}") from error
+    _tools[made.record.name] = made
+
+
 def tool(function: F) -> F:
-    """Register a function as a tool under its own name. Usable as a decorator."""
-    describe(function)  # refuses what has no schema
-    _functions[function.__name__] = function
+    """Register a function as a tool under its own name. Usable as a decorator.
+
+    Its schema comes from its annotations and its description from the first line of its
+    docstring. `ValueError`, `TypeError` and `KeyError` are what the policy's arguments led to.
+    """
+    register_tool(_of_function(function))
     return function
 
 
-def get_tool(name: str) -> Callable[..., Any]:
+def get_tool(name: str) -> RunnableTool:
     """The registered tool, also from entry points of group `metier.tools`. Unknown: `DataError`."""
-    if name not in _functions:
+    if name not in _tools:
         for point in entry_points(group="metier.tools"):
             if point.name == name:
-                _functions[name] = point.load()
-    if name not in _functions:
-        raise DataError(f"unknown tool {name!r}{did_you_mean(name, list(_functions))}")
-    return _functions[name]
+                made = point.load()
+                _tools[name] = made if isinstance(made, RunnableTool) else _of_function(made)
+    if name not in _tools:
+        raise DataError(f"unknown tool {name!r}{did_you_mean(name, list(_tools))}")
+    return _tools[name]
 
 
 def describe(function: Callable[..., Any]) -> Tool:
@@ -64,7 +102,7 @@ def describe(function: Callable[..., Any]) -> Tool:
 
 
 class ToolBox:
-    """An environment of stateless tools: it answers calls and has no user who replies."""
+    """An environment of registered tools: it answers calls and has no user who replies."""
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._names = [t.name for t in tools]
@@ -73,15 +111,20 @@ class ToolBox:
         """See `Environment.call`."""
         arguments = call.parsed()
         if call.name not in self._names:
-            return json.dumps({"error": f"no tool {call.name!r}; tools are {', '.join(self._names)}"})
+            return _error(f"no tool {call.name!r}; tools are {', '.join(self._names)}")
         if arguments is None:
-            return json.dumps({"error": "arguments are not a JSON object"})
-        function = get_tool(call.name)
+            return _error("arguments are not a JSON object")
+        found = get_tool(call.name)
         try:
-            inspect.signature(function).bind(**arguments)
-            return str(function(**arguments))
-        except (ValueError, TypeError, KeyError) as error:
-            return json.dumps({"error": str(error)})
+            fault = best_match(_validator(json.dumps(found.record.parameters)).iter_errors(arguments))
+            if fault is not None:
+                place = "".join(f"{step}: " for step in fault.absolute_path)
+                return _error(f"{place}{fault.message}")
+            return found.run(arguments)
+        except BadCallError as error:
+            return _error(str(error))
+        except EnvironmentFailure:
+            raise
         except Exception as error:
             raise EnvironmentFailure(f"tool {call.name!r} failed: {type(error).__name__}: {error}") from error
 
@@ -92,3 +135,29 @@ class ToolBox:
     def state(self) -> Mapping[str, Any]:
         """See `Environment.state`."""
         return {}
+
+
+def _of_function(function: Callable[..., Any]) -> RunnableTool:
+    signature = inspect.signature(function)
+
+    def run(arguments: Mapping[str, Any]) -> str:
+        try:
+            signature.bind(**arguments)
+            return str(function(**arguments))
+        except (ValueError, TypeError, KeyError) as error:
+            raise BadCallError(str(error)) from error
+
+    return RunnableTool(describe(function), run)
+
+
+def _error(text: str) -> str:
+    return json.dumps({"error": text}, ensure_ascii=False)
+
+
+@functools.lru_cache(maxsize=1024)
+def _validator(schema: str) -> Validator:
+    """The validator of a JSON schema, which fetches nothing. Raises `SchemaError`."""
+    read = json.loads(schema)
+    kind = validator_for(read, default=Draft202012Validator)
+    kind.check_schema(read)
+    return kind(read, registry=Registry())

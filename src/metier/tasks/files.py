@@ -2,8 +2,9 @@
 
 A line holds `messages` (OpenAI chat format) or `prompt` (text), and optionally `tools`
 (names of registered tools), `answer` (anything, hidden from the policy), `verifier`
-(`{"name": ..., parameters}` or a name), `demonstration` (messages that continue the
-conversation), `split` (default "train") and `kind`. Every bad line is refused by number.
+(`{"name": ..., parameters}` or a name), `user` (a list of what the user says next, a reply to
+each text of the assistant; or who a model is to play), `demonstration` (messages that continue
+the conversation), `split` (default "train") and `kind`. Every bad line is refused by number.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import Any
 
 from metier.base.errors import DataError
 from metier.base.seeds import rng_for
-from metier.records.types import Message, Task, Tool, VerifierSpec
+from metier.records.types import EnvironmentSpec, Message, Task, Tool, VerifierSpec
 from metier.tasks.protocol import Environment
 
-__all__ = ["FileFamily"]
+__all__ = ["USER", "FileFamily"]
 
-_KEYS = {"messages", "prompt", "tools", "answer", "verifier", "demonstration", "split", "kind", "licence"}
+USER = "user"  # the environment of a task that has tools and a user who answers
+_KEYS = {"messages", "prompt", "tools", "answer", "verifier", "user", "demonstration", "split", "kind", "licence"}
 
 
 class FileFamily:
@@ -69,6 +71,7 @@ class FileFamily:
             tools=tuple(tools(name) for name in raw.get("tools", ())),
             answer=answer,
             verifiers=specs,
+            environment=_with_user(raw.get("user")),
             split=str(raw.get("split", "train")),
             source=self.path.name,
             licence=str(raw.get("licence", "")),
@@ -90,6 +93,11 @@ class FileFamily:
         rng_for(seed, "file", split).shuffle(found)
         return found[:n]
 
+    @property
+    def needs_player(self) -> bool:
+        """Whether a model must play a user."""
+        return any(t.environment is not None and isinstance(t.environment.state["user"], str) for t in self._tasks)
+
     def environment(self, task: Task) -> Environment:
         """File tasks have no environment of their own."""
         raise DataError("tasks from a file have no environment; their tools are functions")
@@ -99,3 +107,12 @@ class FileFamily:
         if not self._gold[task.id]:
             raise DataError(f"a task of {self.path} (split {task.split!r}) has no 'demonstration'; SFT needs one")
         return (*task.messages, *self._gold[task.id])
+
+
+def _with_user(user: Any) -> EnvironmentSpec | None:
+    if user is None:
+        return None
+    script = isinstance(user, list) and all(isinstance(reply, str) for reply in user)
+    if not script and not (isinstance(user, str) and user.strip()):
+        raise DataError("'user' is a list of replies, or a text that says whom a model plays")
+    return EnvironmentSpec(name=USER, version="1", state={"user": user})

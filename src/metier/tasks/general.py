@@ -11,13 +11,13 @@ Left out: anything that a model of 100M parameters never could do.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from metier.base.errors import DataError
 from metier.base.seeds import rng_for
-from metier.records.types import Message, Task, ToolCall, VerifierSpec
-from metier.tasks.protocol import Environment
+from metier.records.types import Message, Task, VerifierSpec
+from metier.tasks.protocol import Environment, NoEnvironment
 
 __all__ = ["GeneralFamily"]
 
@@ -62,27 +62,11 @@ class GeneralFamily:
 
     def environment(self, task: Task) -> Environment:
         """Nothing to act on."""
-        return _Nothing()
+        return NoEnvironment()
 
     def demonstrate(self, task: Task) -> tuple[Message, ...]:
         """The question with a right answer."""
         return (*task.messages, Message(role="assistant", content=task.answer["say"]))
-
-
-class _Nothing:
-    """No tools, and a user who says nothing more."""
-
-    def call(self, call: ToolCall) -> str:
-        """See `Environment.call`."""
-        return '{"error": "there are no tools"}'
-
-    def reply(self, text: str) -> str | None:
-        """See `Environment.reply`."""
-        return None
-
-    def state(self) -> Mapping[str, Any]:
-        """See `Environment.state`."""
-        return {}
 
 
 def _fact(*spellings: str) -> VerifierSpec:

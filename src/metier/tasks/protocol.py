@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from metier.records.types import Message, Task, ToolCall
 
-__all__ = ["Environment", "EnvironmentFailure", "TaskFamily"]
+__all__ = ["Environment", "EnvironmentFailure", "NoEnvironment", "TaskFamily"]
 
 
 class EnvironmentFailure(Exception):
@@ -37,8 +37,27 @@ class Environment(Protocol):
         ...
 
 
+class NoEnvironment:
+    """No tools, and a user who says nothing more."""
+
+    def call(self, call: ToolCall) -> str:
+        """See `Environment.call`."""
+        return '{"error": "there are no tools"}'
+
+    def reply(self, text: str) -> str | None:
+        """See `Environment.reply`."""
+        return None
+
+    def state(self) -> Mapping[str, Any]:
+        """See `Environment.state`."""
+        return {}
+
+
 class TaskFamily(Protocol):
-    """Makes tasks, their environments and their gold demonstrations."""
+    """Makes tasks, their environments and their gold demonstrations.
+
+    One that takes options has `configured(options)` too, which gives the family that they describe.
+    """
 
     name: str
     version: str

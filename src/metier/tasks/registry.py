@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
+from typing import Any
 
-from metier.base.errors import DataError
+from metier.base.errors import ConfigError, DataError
 from metier.tasks.protocol import TaskFamily
 
 __all__ = ["get_family", "names", "register"]
@@ -21,6 +23,7 @@ GROUP = "metier.task_families"
 BUILT_IN = {
     "desk": "metier.tasks.desk.family:DeskFamily",
     "general": "metier.tasks.general:GeneralFamily",
+    "reasoning_gym": "metier.tasks.reasoning_gym:ReasoningGymFamily",
 }
 _registered: dict[str, TaskFamily] = {}
 
@@ -31,11 +34,22 @@ def register(family: TaskFamily) -> TaskFamily:
     return family
 
 
-def get_family(name: str) -> TaskFamily:
-    """The family of that name.
+def get_family(name: str, options: Mapping[str, Any] | None = None) -> TaskFamily:
+    """The family of that name, as its options describe it.
 
-    Raises `DataError` naming the nearest known one where there is none.
+    Raises `DataError` naming the nearest known one where there is none, and `ConfigError`
+    for options that it does not take.
     """
+    family = _get_family(name)
+    if not options:
+        return family
+    configure: Callable[[Mapping[str, Any]], TaskFamily] | None = getattr(family, "configured", None)
+    if configure is None:
+        raise ConfigError(f"task family {name!r} takes no options")
+    return configure(options)
+
+
+def _get_family(name: str) -> TaskFamily:
     if name in _registered:
         return _registered[name]
     if name in BUILT_IN:

@@ -1,0 +1,164 @@
+"""The procedural tasks of the reasoning-gym package, by the names of its datasets.
+
+Without options every dataset is a split of its own, for measuring:
+`splits: {reasoning_gym.chain_sum: 64}`. With options the family has the splits `demo`,
+`train` and `heldout`, an equal mix of the datasets named, each with its own configuration:
+
+    tasks:
+      family: reasoning_gym
+      options: {datasets: {chain_sum: {max_terms: 3}, leg_counting: {}}}
+
+A question's hash decides its split, so none is in two, however few a dataset has. A task
+names its dataset, configuration, seed and place and not the package's own entry, which may
+hold what JSON cannot; the verifier makes the entry again and lets the dataset score the
+answer. Needs the extra `reasoning-gym`.
+
+Left out: curricula.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from metier.base.config import did_you_mean
+from metier.base.errors import ConfigError, DataError
+from metier.base.ids import content_hash
+from metier.base.seeds import derive_seed
+from metier.records.types import Message, Task, VerifierSpec
+from metier.tasks.protocol import Environment, NoEnvironment
+
+__all__ = ["OPEN", "SHUT", "ReasoningGymFamily", "entry_of", "score"]
+
+OPEN, SHUT = "<answer>", "</answer>"
+_ASK = f"Write the answer alone between {OPEN} and {SHUT}."
+_SHARES = {"heldout": range(0, 20), "demo": range(20, 40), "train": range(40, 100)}  # of a hundred hashes
+_SIZE = 500  # places under one seed; some datasets make all of them at once
+_TRIES = 50  # places looked at for each task wanted, before a dataset is taken to have no more
+_ON_ITS_OWN = {"composite"}  # cannot be made without a configuration
+_NONSENSE = "no idea"
+
+
+class ReasoningGymFamily:
+    """Datasets of reasoning-gym, each with its configuration; none: all of them, as splits."""
+
+    name = "reasoning_gym"
+
+    def __init__(self, datasets: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Raises `ConfigError` where the package is missing or refuses a dataset or its configuration."""
+        self.datasets = dict(datasets or {})
+        self.version = version("reasoning-gym") if _datasets() else ""
+        for dataset, config in self.datasets.items():
+            _make(dataset, json.dumps(config), 0)
+
+    def configured(self, options: Mapping[str, Any]) -> ReasoningGymFamily:
+        """The family of these datasets. Raises `ConfigError` for unknown options."""
+        datasets = options.get("datasets")
+        if options.keys() != {"datasets"} or not isinstance(datasets, Mapping) or not datasets:
+            raise ConfigError("reasoning_gym has one option, `datasets`: names, each with its configuration or {}")
+        return ReasoningGymFamily({name: config or {} for name, config in datasets.items()})
+
+    def splits(self) -> Sequence[str]:
+        """`demo`, `train` and `heldout`; without options, the names of the datasets."""
+        return tuple(_SHARES) if self.datasets else tuple(sorted(_datasets().keys() - _ON_ITS_OWN))
+
+    def tasks(self, split: str, n: int, seed: int) -> list[Task]:
+        """`n` different tasks of a split, or as many as there are. Raises `DataError` where it is unknown."""
+        if split not in self.splits():
+            near = did_you_mean(split, list(self.splits()))
+            raise DataError(f"reasoning_gym has no split {split!r}{near}")
+        datasets = self.datasets or {split: {}}
+        streams = [self._stream(split, name, config, seed, n) for name, config in datasets.items()]
+        found: dict[str, Task] = {}
+        while streams and len(found) < n:
+            for stream in list(streams):
+                task = next(stream, None)
+                if task is None:
+                    streams.remove(stream)
+                elif len(found) < n:
+                    found.setdefault(task.messages[0].content, task)
+        return list(found.values())
+
+    def _stream(self, split: str, dataset: str, config: Mapping[str, Any], seed: int, n: int) -> Iterator[Task]:
+        share = _SHARES.get(split)
+        for number in range(_TRIES * n):
+            place = number % _SIZE
+            made_with = derive_seed(seed, "reasoning_gym", split, dataset, number // _SIZE) % 2**31
+            entry = entry_of(dataset, json.dumps(config), made_with, place)
+            question = str(entry["question"])
+            if share is not None and int(content_hash(question, length=8), 16) % 100 not in share:
+                continue
+            where = {"dataset": dataset, "config": dict(config), "seed": made_with, "place": place}
+            yield Task(
+                family=self.name,
+                kind=dataset,
+                split=split if self.datasets else f"{self.name}.{split}",
+                source=f"reasoning-gym/{self.version}",
+                licence="Apache-2.0",
+                messages=(Message(role="user", content=f"{question}\n\n{_ASK}"),),
+                answer={"say": None if entry["answer"] is None else str(entry["answer"])},
+                verifiers=(VerifierSpec(name=self.name, params={**where, "version": self.version}),),
+            )
+
+    def environment(self, task: Task) -> Environment:
+        """Nothing to act on."""
+        return NoEnvironment()
+
+    def demonstrate(self, task: Task) -> tuple[Message, ...]:
+        """The question with the dataset's answer. Raises `DataError` where it tells none."""
+        if task.answer["say"] is None:
+            raise DataError(f"dataset {task.kind!r} of reasoning-gym has questions without an answer of its own")
+        return (*task.messages, Message(role="assistant", content=f"{OPEN}{task.answer['say']}{SHUT}"))
+
+
+@functools.lru_cache(maxsize=4096)
+def entry_of(dataset: str, config: str, seed: int, place: int) -> Mapping[str, Any]:
+    """The package's own entry: `question`, `answer` and `metadata`. `config` is JSON."""
+    entry: Mapping[str, Any] = _make(dataset, config, seed)[place]
+    return entry
+
+
+def score(dataset: str, config: str, seed: int, place: int, answer: str) -> float:
+    """What the dataset gives for an answer, 0 to 1; 0 where it fails to read it.
+
+    Some give full marks to anything that they cannot read. Where a dataset gives them to nonsense,
+    it is not asked: the answer must be its own.
+    """
+    made, entry = _make(dataset, config, seed), entry_of(dataset, config, seed, place)
+
+    def given(text: str) -> float:
+        try:
+            return float(made.score_answer(text, entry))
+        except Exception:  # whatever a dataset's reading of odd text may raise
+            return 0.0
+
+    if given(_NONSENSE) >= 1.0:
+        return float(answer.strip().casefold() == str(entry["answer"]).strip().casefold())
+    return given(answer)
+
+
+def _datasets() -> Mapping[str, Any]:
+    try:
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise ConfigError("reasoning_gym needs its package: pip install 'metier[reasoning-gym]'") from error
+    import reasoning_gym  # noqa: F401  # fills the table
+
+    known: Mapping[str, Any] = DATASETS
+    return known
+
+
+@functools.lru_cache(maxsize=256)
+def _make(dataset: str, config: str, seed: int) -> Any:
+    known = _datasets()
+    if dataset not in known:
+        raise ConfigError(f"reasoning-gym has no dataset {dataset!r}{did_you_mean(dataset, list(known))}")
+    from reasoning_gym import create_dataset
+
+    try:
+        return create_dataset(dataset, seed=seed, size=_SIZE, **json.loads(config))
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"dataset {dataset!r} of reasoning-gym refuses {config}: {error}") from error
