@@ -12,6 +12,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
+HARNESS := .venv-harness
 READY := $(VENV)/ready.stamp
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 4
@@ -24,7 +25,7 @@ RECIPE = $(or $(RECIPE_$(SIZE)),$(error SIZE is $(SIZE); it must be default or s
 RECIPE_default := desk
 RECIPE_small := desk-small
 
-.PHONY: help demo test test-slow test-gpu test-vllm bench-train bench-rollout lint format docs clean chromium
+.PHONY: help demo test test-slow test-gpu test-vllm test-harness bench-train bench-rollout lint format docs clean parts
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,10 +33,10 @@ help: ## list these commands
 demo: $(READY) ## post-train a small model on this machine and show the report (SIZE=default or small)
 	@$(BIN)/metier run recipes/$(RECIPE).yaml --open $(ARGS)
 
-test: $(READY) chromium ## the fast tests
+test: $(READY) parts ## the fast tests
 	@$(PYTEST) $(PYTEST_ARGS)
 
-test-slow: $(READY) chromium ## the slow tests
+test-slow: $(READY) parts ## the slow tests
 	@$(PYTEST) -m slow $(PYTEST_ARGS)
 
 test-gpu: $(READY) ## the tests that need a CUDA device
@@ -43,6 +44,9 @@ test-gpu: $(READY) ## the tests that need a CUDA device
 
 test-vllm: $(READY) $(VLLM)/ready.stamp ## a checkpoint in vLLM against the embedded engine; makes .venv-vllm (3.4 GB) first
 	@METIER_VLLM=$(VLLM)/bin/python $(BIN)/python -m pytest -q -m slow tests/e2e/test_vllm.py $(PYTEST_ARGS)
+
+test-harness: $(READY) $(HARNESS)/ready.stamp ## lm-eval and Inspect against a served checkpoint; makes .venv-harness first
+	@METIER_HARNESS=$(HARNESS)/bin $(BIN)/python -m pytest -q -m slow tests/e2e/test_harnesses.py $(PYTEST_ARGS)
 
 lint: $(READY) ## ruff, mypy in strict mode, import layers
 	@$(BIN)/ruff check .
@@ -67,7 +71,7 @@ docs: $(READY) ## write docs/cli.md and docs/settings.md anew
 	@mv docs/settings.md.new docs/settings.md
 
 clean: ## remove the set-up, caches and builds; runs/ stays
-	rm -rf $(VENV) $(VLLM) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM) $(HARNESS) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that a set-up that was cut short is done again.
@@ -98,12 +102,23 @@ $(VLLM)/ready.stamp:
 	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
-# The browser that some tests use. Installed where that is ours to do (Debian, root);
-# elsewhere, and where it fails, those tests skip and say what to install.
-chromium:
-	@for name in chromium chromium-browser google-chrome; do if command -v $$name >/dev/null; then exit 0; fi; done; \
+$(HARNESS)/ready.stamp:
+	@echo "set-up: lm-eval and Inspect in $(HARNESS)"
+	@$(PYTHON) -m venv $(HARNESS)
+	@$(HARNESS)/bin/python -m pip install --quiet --disable-pip-version-check --no-input torch==$(TORCH)
+	@$(HARNESS)/bin/python -m pip install --quiet --disable-pip-version-check --no-input 'lm-eval[api]==0.4.13' inspect-ai==0.3.285 openai
+	@touch $@
+
+# System parts that some tests use: a browser and a sandbox. Installed where that is ours to do
+# (Debian, root); elsewhere, and where it fails, those tests skip and say what to install.
+parts:
+	@missing=; \
+	command -v bwrap >/dev/null || missing="$$missing bubblewrap"; \
+	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+		|| missing="$$missing chromium"; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && grep -qs '^ID=debian' /etc/os-release; then \
-		echo "set-up: Chromium, for the browser tests"; \
-		{ timeout 120 apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -qq --no-install-recommends chromium; } \
-			>/dev/null 2>&1 </dev/null || echo "set-up: Chromium could not be installed; the browser tests will skip"; \
+		echo "set-up: for some tests:$$missing"; \
+		{ timeout 120 apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -qq --no-install-recommends $$missing; } \
+			>/dev/null 2>&1 </dev/null || echo "set-up:$$missing could not be installed; some tests will skip"; \
 	fi

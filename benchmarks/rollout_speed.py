@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import random
 import resource
 import statistics
@@ -56,10 +57,10 @@ PROMPTS = 4
 Run = Callable[[], float]  # one round; returns its seconds
 
 
-def prompts() -> list[tuple[tuple[int, ...], int]]:
-    """Four prompts of the desk, each with how much of it is the system prompt."""
+def prompts(seed: int) -> list[tuple[tuple[int, ...], int]]:
+    """Four prompts of the desk, each with how much of it is the system prompt; others in each round, as in training."""
     renderer = get_renderer(load_tokenizer(MODEL))
-    made = [renderer.render(t.messages, t.tools, prompt=True) for t in DeskFamily().tasks("demo", PROMPTS, 7)]
+    made = [renderer.render(t.messages, t.tools, prompt=True) for t in DeskFamily().tasks("demo", PROMPTS, seed)]
     return [(m.token_ids, m.prefix) for m in made]
 
 
@@ -71,7 +72,7 @@ def lengths(kind: str) -> list[int]:
 
 def requests(kind: str, seed: int) -> list[Request]:
     """The 32 requests of a set."""
-    asked = prompts()
+    asked = prompts(seed)
     return [
         Request(*asked[n // (ROWS // PROMPTS)], seed * ROWS + n, Sampling(max_turn_tokens=length, max_tokens=length))
         for n, length in enumerate(lengths(kind))
@@ -101,17 +102,17 @@ def generate(kind: str) -> Run:
     """`generate` on one padded batch; it goes on until the longest request is done."""
     from transformers import GenerationConfig
 
-    model, asked = load_model(MODEL, dtype=torch.bfloat16), requests(kind, 0)
-    width = max(len(r.prompt) for r in asked)
-    ids = torch.tensor([[0] * (width - len(r.prompt)) + list(r.prompt) for r in asked])
-    mask = torch.tensor([[0] * (width - len(r.prompt)) + [1] * len(r.prompt) for r in asked])
-    longest = max(r.sampling.max_turn_tokens for r in asked)
+    model, longest, rounds = load_model(MODEL, dtype=torch.bfloat16), max(lengths(kind)), iter(range(1000))
     settings = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=longest, min_new_tokens=longest,
         eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
 
     def run() -> float:
+        asked = requests(kind, next(rounds))
+        width = max(len(r.prompt) for r in asked)
+        ids = torch.tensor([[0] * (width - len(r.prompt)) + list(r.prompt) for r in asked])
+        mask = torch.tensor([[0] * (width - len(r.prompt)) + [1] * len(r.prompt) for r in asked])
         began = time.perf_counter()
         with torch.inference_mode():
             out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
@@ -122,7 +123,7 @@ def generate(kind: str) -> Run:
 
 
 def through_vllm(kind: str, engine: VllmEngine) -> Run:
-    """vLLM, whose prefix cache stays from round to round, which is to its advantage."""
+    """vLLM, whose prefix cache keeps the system prompts from round to round, which is to its advantage."""
     rounds = iter(range(1000))
 
     def run() -> float:
@@ -188,7 +189,7 @@ def grpo(rounds: int) -> list[str]:
     from trl import GRPOConfig, GRPOTrainer
 
     tokenizer = load_tokenizer(MODEL)
-    asked = prompts()
+    asked = prompts(7)
     trainer = Trainer(
         load_model(MODEL, dtype=torch.bfloat16),
         TrainSettings(lr=1e-6, steps=1000, token_budget=1600),
@@ -373,6 +374,7 @@ def main() -> None:
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "rollout-speed.md"))
     options = parser.parse_args()
     keep_freed_memory()
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; else it wants nearly all memory
     if options.peak:
         print(f"{peak(options.peak):.2f}")
         return

@@ -173,7 +173,7 @@ def test_tools_are_called_through_an_endpoint(flaky: str) -> None:
 
 
 def with_user(user: Any) -> Task:
-    spec = EnvironmentSpec(name="user", version="1", state={"user": user})
+    spec = EnvironmentSpec(name="file", version="1", state={"user": user})
     return Task(family="file", kind="t", messages=HELLO, environment=spec)
 
 

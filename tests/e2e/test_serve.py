@@ -155,7 +155,13 @@ def test_what_clients_leave_empty_is_not_missed(server: Server) -> None:
         ({"temperature": 3.0}, "BadRequestError", "temperature: Input should be less than or equal to 2"),
         ({"presence_penalty": 1.0}, "BadRequestError", "presence_penalty is not supported here"),
         ({"response_format": {"type": "json_object"}}, "BadRequestError", "response_format other than text"),
-        ({"tool_choice": "required"}, "BadRequestError", "tool_choice must be auto or none"),
+        ({"tool_choice": "required"}, "BadRequestError", "tool_choice is required and there are no tools"),
+        ({"tool_choice": "sometimes"}, "BadRequestError", "tool_choice is none, auto, required or a function"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "other"}}},
+            "BadRequestError",
+            "a function among the tools",
+        ),
         ({"messages": [{"role": "user", "content": "a", "tool_calls": 5}]}, "BadRequestError", "tool_calls must be"),
         ({"extra_body": {"min_p": 0.1}}, "BadRequestError", "min_p is not supported here"),
         ({"extra_body": {"response_format": "json"}}, "BadRequestError", "response_format other than text"),
@@ -246,6 +252,18 @@ def test_a_tool_is_called_and_its_result_read(caller: Path) -> None:
         assert last.choices[0].finish_reason == "stop"
     finally:
         assert server.stop() == 0
+
+
+def test_a_call_can_be_demanded(server: Server) -> None:
+    named = {"type": "function", "function": {"name": "track"}}
+    for choice in ("required", named):
+        answer = ask(server, tools=[TOOL.to_openai()], tool_choice=choice, max_tokens=40).choices[0]
+        assert answer.message.tool_calls, choice
+        assert answer.finish_reason in ("tool_calls", "length")
+    assert answer.message.tool_calls[0].function.name == "track"
+    chunks = list(ask(server, tools=[TOOL.to_openai()], tool_choice=named, max_tokens=40, stream=True))
+    (call,) = [call for c in chunks for call in c.choices[0].delta.tool_calls or ()]
+    assert call.function.model_dump() == answer.message.tool_calls[0].function.model_dump()
 
 
 def test_talking_in_the_terminal(caller: Path) -> None:

@@ -33,10 +33,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from metier.base.errors import ModelError
-from metier.models.lean import make_lean, rotate
+from metier.models.lean import GATED, make_lean, rotate
+from metier.models.prepack import FUSED
 from metier.models.products import BundlePlan, attend_by_products
 
-__all__ = ["ATTENTION", "ForestLayout", "Layout", "Span", "hidden_states", "use_layouts"]
+__all__ = ["ATTENTION", "ForestLayout", "Layout", "Span", "fusable", "hidden_states", "use_layouts"]
 
 ATTENTION = "metier"
 _CALL = "call the model through metier.models.attention.hidden_states"
@@ -202,6 +203,12 @@ def use_layouts(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def fusable(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The modules that compute from one product where they are given it; see `metier.models.prepack`."""
+    units = (m for m in model.modules() if isinstance(m.forward, functools.partial))
+    return [m for m in units if type(m).__name__ in (*_LLAMA_LIKE, *GATED)]
+
+
 def _check(model: PreTrainedModel) -> None:
     config = model.config.get_text_config()
     said = [name for name, neutral in _PASSED_OVER.items() if getattr(config, name, None) not in (None, neutral)]
@@ -242,10 +249,21 @@ def _llama_like(
     assert metier_layout is not None, _CALL
     x_TE, (cos_TD, sin_TD) = hidden_states[0], (each[0] for each in position_embeddings)
     shape = (len(x_TE), -1, module.head_dim)
-    query_THD, key_TKD, value_TKD = (p(x_TE).view(shape) for p in (module.q_proj, module.k_proj, module.v_proj))
+    together = getattr(module, FUSED, None)
+    if together is None:
+        query_THD, key_TKD, value_TKD = (p(x_TE).view(shape) for p in (module.q_proj, module.k_proj, module.v_proj))
+    else:
+        all_TND = together(x_TE).view(shape)
+        queries = module.q_proj.out_features // module.head_dim
+        keys = (all_TND.shape[1] - queries) // 2
+        query_THD, key_TKD, value_TKD = all_TND.split([queries, keys, keys], 1)
     if hasattr(module, "q_norm"):
         query_THD, key_TKD = module.q_norm(query_THD), module.k_norm(key_TKD)
-    query_HTD, key_KTD = (rotate(each, cos_TD, sin_TD).transpose(0, 1) for each in (query_THD, key_TKD))
+    elif together is not None:
+        query_THD, key_TKD = rotate(all_TND[:, : queries + keys], cos_TD, sin_TD).split([queries, keys], 1)
+    if together is None or hasattr(module, "q_norm"):
+        query_THD, key_TKD = rotate(query_THD, cos_TD, sin_TD), rotate(key_TKD, cos_TD, sin_TD)
+    query_HTD, key_KTD = query_THD.transpose(0, 1), key_TKD.transpose(0, 1)
     out_THD = metier_layout.attend(module.layer_idx, query_HTD, key_KTD, value_TKD.transpose(0, 1), module.scaling)
     return module.o_proj(out_THD.reshape(len(x_TE), -1))[None], None
 

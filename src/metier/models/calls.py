@@ -42,6 +42,7 @@ class CallFormat:
     marks: tuple[str, ...]
     _read: Callable[[str, int], Read | None]  # what begins at a mark; None where it cannot be read
     _close: str = ""  # what ends a call, where something does
+    _opening: tuple[str, str] = ("", "")  # how a call of any tool begins, and one of a named tool; `NAME` stands for it
 
     def parse(self, text: str) -> Message:
         """Content and tool calls of an assistant turn."""
@@ -55,6 +56,10 @@ class CallFormat:
         content.append(text[place:])
         pieces = [piece.strip() for piece in content]
         return Message(role="assistant", content="\n".join(p for p in pieces if p), tool_calls=tuple(calls))
+
+    def opening(self, name: str | None = None) -> str:
+        """How a turn begins that can only be a call, of that tool where it is named; it ends where tokens end, too."""
+        return self._opening[0] if name is None else self._opening[1].replace("NAME", json.dumps(name))
 
     def broken(self, call: ToolCall) -> bool:
         """Whether this is the raw text of a call that could not be read."""
@@ -158,6 +163,14 @@ def _read_mistral(text: str, opened: int) -> Read | None:
     return (read, place) if read else None
 
 
-HERMES = CallFormat("hermes", ("<tool_call>",), _read_hermes, "</tool_call>")
-LLAMA = CallFormat("llama", ("<|python_tag|>", '{"name"'), _read_llama)
-MISTRAL = CallFormat("mistral", ("[TOOL_CALLS]",), _read_mistral)
+HERMES = CallFormat(
+    "hermes", ("<tool_call>",), _read_hermes, "</tool_call>",
+    ('<tool_call>{"name":', '<tool_call>{"name": NAME, "arguments":'),
+)  # fmt: skip
+LLAMA = CallFormat(
+    "llama", ("<|python_tag|>", '{"name"'), _read_llama, "", ('{"name":', '{"name": NAME, "parameters":')
+)
+MISTRAL = CallFormat(
+    "mistral", ("[TOOL_CALLS]",), _read_mistral, "",
+    ('[TOOL_CALLS][{"name":', '[TOOL_CALLS][{"name": NAME, "arguments":'),
+)  # fmt: skip

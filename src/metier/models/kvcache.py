@@ -163,7 +163,9 @@ class _Part:
 
     rows: Tensor | slice  # slots
     tokens_RN: Tensor  # indices into the T tokens of the pass, padded with the row's last
-    keep_T: Tensor  # flat indices into (R, N) that are real
+    keep_T: (
+        Tensor | None
+    )  # flat indices into (R, N) that are real; None: all, which are the tokens of the pass in order
     bias_RNL: Tensor  # -inf where a token must not see an own one, else 0
     shared: _Shared | None  # None where no row has a prefix
 
@@ -173,8 +175,8 @@ class _Shared:
     """The rows of a part by prefix, so that one product serves all prefixes."""
 
     prefixes: Tensor | slice  # those in use, G of them
-    rows_GM: Tensor  # rows within the part, groups filled up with row 0
-    place_R: Tensor  # where each row stands in (G, M), flat
+    rows_GM: Tensor | None  # rows within the part, groups filled up with row 0; None: one group of all in order
+    place_R: Tensor | None  # where each row stands in (G, M), flat
     bias_RP: Tensor | None  # -inf beyond the end of the row's prefix; None where all end together
 
 
@@ -207,12 +209,14 @@ class ExtendLayout:
         self._inner_T = torch.tensor(inner, device=device)
         entries = [(row, n, start) for (row, n), start in zip(new, starts, strict=True)]
         kinds = ([e for e in entries if e[1] == 1], [e for e in entries if e[1] > 1])
-        self._parts = [self._part(kind) for kind in kinds if kind]
-        order = torch.cat([p.tokens_RN.reshape(-1)[p.keep_T] for p in self._parts])
-        self._back_T = torch.argsort(order)
+        self._parts = [self._part(kind, total) for kind in kinds if kind]
+        self._back_T: Tensor | None = None
+        if any(p.keep_T is not None for p in self._parts):
+            order = torch.cat([p.tokens_RN.reshape(-1)[p.keep_T] for p in self._parts])
+            self._back_T = torch.argsort(order)
 
-    def _part(self, entries: list[tuple[int, int, int]]) -> _Part:
-        """A part from entries of (slot, new tokens, first token index)."""
+    def _part(self, entries: list[tuple[int, int, int]], total: int) -> _Part:
+        """A part from entries of (slot, new tokens, first token index), in a pass of `total` tokens."""
         cache, device = self.cache, self.cache.device
         widest = max(n for _, n, _ in entries)
         by_row = {row: (n, start) for row, n, start in entries}
@@ -232,11 +236,12 @@ class ExtendLayout:
             seen.append([max(0, cache.lengths[row] - n + i) for i in steps])
         # All of the slots' room is read, not only what is in use: a product takes a dense tensor
         # as it lies and would copy a slice of one first.
+        plain = widest == 1 and len(rows) == total and all(token == [n] for n, token in enumerate(tokens))
         hidden = torch.arange(cache.capacity, device=device) > torch.tensor(seen, device=device)[..., None]
         return _Part(
             rows=slice(0, last + 1) if dense else torch.tensor(rows, device=device),
             tokens_RN=torch.tensor(tokens, device=device),
-            keep_T=torch.tensor(keep, device=device),
+            keep_T=None if plain else torch.tensor(keep, device=device),
             bias_RNL=_bias(hidden, cache.dtype),
             shared=self._shared(rows),
         )
@@ -259,10 +264,11 @@ class ExtendLayout:
         lengths = torch.tensor([cache.prefix_length(cache.prefix_of[row]) for row in rows], device=device)
         longest = cache.longest_prefix
         even = bool((lengths == longest).all())
+        one = len(used) == 1 and filled[0] == list(range(len(rows)))
         return _Shared(
             prefixes=slice(None) if len(used) == len(cache.prefixes) else torch.tensor(used, device=device),
-            rows_GM=torch.tensor(filled, device=device),
-            place_R=torch.tensor(place, device=device),
+            rows_GM=None if one else torch.tensor(filled, device=device),
+            place_R=None if one else torch.tensor(place, device=device),
             bias_RP=None if even else _bias(torch.arange(longest, device=device) >= lengths[:, None], cache.dtype),
         )
 
@@ -273,7 +279,7 @@ class ExtendLayout:
         values[self._slots_T, :, self._inner_T] = value_KTD.transpose(0, 1)
         pieces = [self._attend_part(p, layer, query_HTD, keys, values, scale) for p in self._parts]
         joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        return joined.index_select(0, self._back_T)
+        return joined if self._back_T is None else joined.index_select(0, self._back_T)
 
     def _attend_part(
         self, part: _Part, layer: int, query_HTD: Tensor, keys: Tensor, values: Tensor, scale: float
@@ -282,8 +288,11 @@ class ExtendLayout:
         h, _, d = query_HTD.shape
         k, q = self.cache.key_heads, h // self.cache.key_heads
         own_key, own_value = keys[part.rows], values[part.rows]
-        query = query_HTD.index_select(1, part.tokens_RN.reshape(-1)) * scale
-        query = query.view(k, q, r, n, d).permute(2, 0, 1, 3, 4).reshape(r, k, q * n, d)
+        if part.keep_T is None:
+            query = query_HTD.transpose(0, 1).reshape(r, k, q, d) * scale
+        else:
+            query = query_HTD.index_select(1, part.tokens_RN.reshape(-1)) * scale
+            query = query.view(k, q, r, n, d).permute(2, 0, 1, 3, 4).reshape(r, k, q * n, d)
         scores = torch.matmul(query, own_key.transpose(-1, -2))  # R K QN L
         scores.view(r, h, n, -1).add_(part.bias_RNL[:, None])
         shared = part.shared
@@ -300,6 +309,8 @@ class ExtendLayout:
             out = torch.matmul(weights[..., p:], own_value)
             ahead = torch.matmul(_grouped(weights[..., :p], shared), every_value[shared.prefixes])
             out += _ungrouped(ahead, shared, q * n)
+        if part.keep_T is None:
+            return out.view(r, h, d)
         rows = out.view(r, k, q, n, d).permute(0, 3, 1, 2, 4).reshape(r * n, h, d)
         return rows.index_select(0, part.keep_T)
 
@@ -310,15 +321,20 @@ def _bias(hidden: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _grouped(rows_RKNX: Tensor, shared: _Shared) -> Tensor:
     """By prefix: (G, K, M * N, X)."""
+    r, k, n, x = rows_RKNX.shape
+    if shared.rows_GM is None:
+        return rows_RKNX.transpose(0, 1).reshape(1, k, r * n, x)
     g, m = shared.rows_GM.shape
-    _, k, n, x = rows_RKNX.shape
     picked = rows_RKNX.index_select(0, shared.rows_GM.reshape(-1))
     return picked.view(g, m, k, n, x).transpose(1, 2).reshape(g, k, m * n, x)
 
 
 def _ungrouped(groups_GKMX: Tensor, shared: _Shared, n: int) -> Tensor:
     """By row again: (R, K, N, X)."""
-    g, m = shared.rows_GM.shape
     k, x = groups_GKMX.shape[1], groups_GKMX.shape[-1]
+    if shared.rows_GM is None:
+        return groups_GKMX.view(k, -1, n, x).transpose(0, 1)
+    assert shared.place_R is not None
+    g, m = shared.rows_GM.shape
     rows = groups_GKMX.view(g, k, m, n, x).transpose(1, 2).reshape(g * m, k, n, x)
     return rows.index_select(0, shared.place_R)

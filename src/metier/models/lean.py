@@ -27,11 +27,13 @@ from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-__all__ = ["checkpoint_layers", "make_lean", "rms_norm", "rotate", "silu_gate"]
+from metier.models.prepack import FUSED
+
+__all__ = ["GATED", "checkpoint_layers", "make_lean", "rms_norm", "rotate", "silu_gate"]
 
 # Norms that compute weight * (x / rms(x)), and units that compute down(silu(gate(x)) * up(x)).
 _NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
-_GATED = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
+GATED = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
 
 
 def make_lean(model: Module) -> None:
@@ -40,7 +42,7 @@ def make_lean(model: Module) -> None:
         kind = type(module).__name__
         if kind in _NORMS:
             module.forward = functools.partial(_norm_forward, module)
-        elif kind in _GATED and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
+        elif kind in GATED and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
             module.forward = functools.partial(_gated_forward, module)
 
 
@@ -59,12 +61,16 @@ def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
 
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps), the mean in float32 (float64 for float64 input); arXiv:1910.07467."""
+    if not torch.is_grad_enabled():
+        return _normed(x_TE, weight_E, eps)[0]
     out: Tensor = _RmsNorm.apply(x_TE, weight_E, eps)  # type: ignore[no-untyped-call]
     return out
 
 
 def silu_gate(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     """silu(gate) * up, the gated unit of arXiv:2002.05202 with SiLU."""
+    if not torch.is_grad_enabled():
+        return silu(gate_TF).mul_(up_TF)
     out: Tensor = _SiluGate.apply(gate_TF, up_TF)  # type: ignore[no-untyped-call]
     return out
 
@@ -74,6 +80,8 @@ def rotate(x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
 
     x1 cos - x2 sin and x2 cos + x1 sin; both halves of `cos_TD`, and of `sin_TD`, are alike.
     """
+    if not torch.is_grad_enabled():
+        return _rotated(x_THD, cos_TD, sin_TD)
     out: Tensor = _Rotate.apply(x_THD, cos_TD, sin_TD)  # type: ignore[no-untyped-call]
     return out
 
@@ -83,12 +91,21 @@ def _norm_forward(module: Any, x: Tensor) -> Tensor:
 
 
 def _gated_forward(module: Any, x: Tensor) -> Tensor:
-    out: Tensor = module.down_proj(silu_gate(module.gate_proj(x), module.up_proj(x)))
+    together = getattr(module, FUSED, None)
+    gate, up = (module.gate_proj(x), module.up_proj(x)) if together is None else together(x).chunk(2, -1)
+    out: Tensor = module.down_proj(silu_gate(gate, up))
     return out
 
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm, and one over the root mean square."""
+    wide = _wide(x)
+    inverse = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * (wide * inverse).to(x.dtype), inverse
 
 
 def _rotated(x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
@@ -114,10 +131,9 @@ class _Rotate(torch.autograd.Function):
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = _wide(x)
-        inverse = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        out, inverse = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return weight * (wide * inverse).to(x.dtype)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:

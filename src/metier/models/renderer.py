@@ -89,6 +89,9 @@ class Renderer(Protocol):
     def extend(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """What follows the end token of an assistant turn: `messages`, then the next assistant header."""
 
+    def spell(self, text: str) -> tuple[int, ...]:
+        """The tokens of what an assistant turn is made to begin with."""
+
     def parse(self, token_ids: Sequence[int]) -> Message:
         """One assistant turn as sampled, with or without its end token."""
 
@@ -170,6 +173,10 @@ class ChatMLRenderer:
         for message in messages:
             ids.extend((*self._headers[message.role], *self._encode(_turn_text(message)), self._end, *self._newline))
         return (*ids, *self._headers["assistant"])
+
+    def spell(self, text: str) -> tuple[int, ...]:
+        """The tokens of what an assistant turn is made to begin with."""
+        return self._encode(text)
 
     def parse(self, token_ids: Sequence[int]) -> Message:
         """One assistant turn as sampled, with or without its end token."""

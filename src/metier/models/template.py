@@ -120,6 +120,10 @@ class TemplateRenderer:
         _, end = self._turn(longer, self._begin(longer, before[:1], ()))
         return tuple(self._encode(longer[end:]))
 
+    def spell(self, text: str) -> tuple[int, ...]:
+        """The tokens of what an assistant turn is made to begin with."""
+        return tuple(self._encode(text))
+
     def parse(self, token_ids: Sequence[int]) -> Message:
         """One assistant turn as sampled, with or without its end token."""
         return self.calls.parse(self._backend.decode(until(token_ids, self.stop_ids), skip_special_tokens=False))

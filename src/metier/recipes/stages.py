@@ -209,6 +209,7 @@ def _demonstration(context: Context, stage: str, task: Task) -> Episode:
                 if not message.tool_calls:
                     environment.reply(message.content)
         state = environment.state()
+        environment.close()
     return Episode(
         id=plan_id(context.run_id, stage, task.id),
         task_id=task.id,

@@ -25,7 +25,8 @@ from metier.rollout.policy import Policy, Said, Transcript
 from metier.rollout.tools import ToolBox
 from metier.rollout.users import WithUser
 from metier.rollout.workers import LateError, Workers
-from metier.tasks.files import USER
+from metier.rollout.workspace_tools import WorkspaceBox
+from metier.tasks.files import FILE
 from metier.tasks.protocol import Environment, EnvironmentFailure
 from metier.tasks.registry import get_family
 
@@ -56,8 +57,10 @@ def environment_for(task: Task) -> Environment:
     """A fresh environment: the family's where the task names one, else its tools, and its simulated user if any."""
     if task.environment is None:
         return ToolBox(task.tools)
-    if task.environment.name == USER:
-        return WithUser(ToolBox(task.tools), task.environment.state["user"], task.messages)
+    if task.environment.name == FILE:
+        state = task.environment.state
+        inner = WorkspaceBox(task.tools, state["workspace"]) if "workspace" in state else ToolBox(task.tools)
+        return WithUser(inner, state["user"], task.messages) if "user" in state else inner
     return get_family(task.environment.name).environment(task)
 
 
@@ -186,10 +189,10 @@ class _Runner:
         live = self.live[number]
         live.stop = reason
         self.talks.end(number)
-        if hung:
-            return
         try:
-            live.final_state = dict(live.environment.state())
+            if not hung:
+                live.final_state = dict(live.environment.state())
+            live.environment.close()
         except Exception as error:
             live.stop, live.boundary = "error", "environment"
             live.error = f"its state could not be read: {type(error).__name__}: {error}"

@@ -203,6 +203,7 @@ class _Asked:
     id: str
     created: int
     prompt: tuple[int, ...]
+    begun: str  # what the answer must begin with; the prompt ends in it
     prefix: int
     sampling: Sampling
     stops: tuple[str, ...]
@@ -226,20 +227,19 @@ def _read(served: Served, body: _Chat) -> _Asked:
         raise _Refused(
             400, "response_format other than text is not supported here", "invalid_request_error", "unsupported"
         )
-    choice = body.tool_choice
-    if choice not in (None, "auto", "none"):
-        raise _Refused(400, "tool_choice must be auto or none here", "invalid_request_error", "unsupported")
     try:
         messages = [chat_message(raw) for raw in body.messages]
-        tools = [Tool.from_openai(raw) for raw in body.tools or ()] if choice != "none" else []
+        tools = [Tool.from_openai(raw) for raw in body.tools or ()] if body.tool_choice != "none" else []
         rendered = served.renderer.render(messages, tools, prompt=True)
     except (MetierError, TypeError, AttributeError, ValueError) as error:
         raise _Refused(400, str(error), "invalid_request_error") from error
-    room = served.context - len(rendered.token_ids)
+    begun = _begun(served, body.tool_choice, tools)
+    prompt = (*rendered.token_ids, *served.renderer.spell(begun))
+    room = served.context - len(prompt)
     if room < 1:
         raise _Refused(
             400,
-            f"the conversation has {len(rendered.token_ids)} tokens; the model reads {served.context} with its answer",
+            f"the conversation has {len(prompt)} tokens; the model reads {served.context} with its answer",
             "invalid_request_error",
             "context_length_exceeded",
         )
@@ -247,7 +247,8 @@ def _read(served: Served, body: _Chat) -> _Asked:
     return _Asked(
         id=f"chatcmpl-{uuid.uuid4().hex}",
         created=int(now()),
-        prompt=rendered.token_ids,
+        prompt=prompt,
+        begun=begun,
         prefix=rendered.prefix,
         sampling=Sampling(
             temperature=1.0 if body.temperature is None else body.temperature,
@@ -266,6 +267,23 @@ def _read(served: Served, body: _Chat) -> _Asked:
     )
 
 
+def _begun(served: Served, choice: Any, tools: Sequence[Tool]) -> str:
+    """What an answer begins with so that it calls a tool; nothing where the model may choose."""
+    if choice in (None, "auto", "none"):
+        return ""
+    name = None
+    if choice != "required":
+        function = choice.get("function") if isinstance(choice, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(name, str) or name not in {tool.name for tool in tools}:
+            raise _Refused(
+                400, "tool_choice is none, auto, required or a function among the tools", "invalid_request_error"
+            )
+    if not tools:
+        raise _Refused(400, "tool_choice is required and there are no tools", "invalid_request_error")
+    return served.renderer.calls.opening(name)
+
+
 # --- answers --------------------------------------------------------------------------------
 
 
@@ -276,7 +294,7 @@ class _Answer:
         self.index = index
         self.words: list[Word] = []
         self.ending: Ending | None = None
-        self.text = ""  # what may be shown: without the end token, and up to a stop string
+        self.text = asked.begun  # what may be shown: without the end token, and up to a stop string
         self.ticket: Ticket | None = None
         self._cut = False  # by a stop string
         self._tokens: list[int] = []  # of the text

@@ -136,6 +136,9 @@ class ToolBox:
         """See `Environment.state`."""
         return {}
 
+    def close(self) -> None:
+        """See `Environment.close`."""
+
 
 def _of_function(function: Callable[..., Any]) -> RunnableTool:
     signature = inspect.signature(function)

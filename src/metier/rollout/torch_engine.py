@@ -34,7 +34,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from metier.base.errors import DataError
-from metier.models.attention import hidden_states, use_layouts
+from metier.models.attention import fusable, hidden_states, use_layouts
 from metier.models.kvcache import ExtendLayout, KVCache, ParkedRow, PrefixLayout
 from metier.models.prepack import Prepacked
 from metier.records.types import Sampling
@@ -148,7 +148,7 @@ class TorchSession:
         """See `Session.step`."""
         engine = self._engine
         if engine.packed is None:
-            engine.packed = Prepacked(engine.model)
+            engine.packed = Prepacked(engine.model, fusable(engine.model))
         with engine.packed:
             self._follow()
             self._make_room()

@@ -60,6 +60,10 @@ class WithUser:
         """See `Environment.state`."""
         return {**self._inner.state(), "user_replies": self._replies}
 
+    def close(self) -> None:
+        """See `Environment.close`."""
+        self._inner.close()
+
     def _next(self) -> str | None:
         if not isinstance(self._user, str):
             return self._user[self._replies] if self._replies < len(self._user) else None

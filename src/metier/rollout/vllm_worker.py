@@ -30,11 +30,15 @@ class Host:
     def __init__(self, settings: dict[str, Any]) -> None:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process: no copy of what goes in and out
+        import torch
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
         # Log-probabilities at the sampling temperature. Without truncation they are those of the whole distribution.
         arguments = {"logprobs_mode": "processed_logprobs", "enable_prefix_caching": True, **settings}
+        if not torch.cuda.is_available():  # a seeded prompt that is read in parts fails there (vLLM 0.32)
+            arguments.setdefault("enable_chunked_prefill", False)
+            arguments.setdefault("max_num_batched_tokens", max(4096, int(arguments.get("max_model_len") or 8192)))
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self._live: set[str] = set()  # turns under way
         self.context = int(self._engine.vllm_config.model_config.max_model_len)

@@ -3,8 +3,9 @@
 A line holds `messages` (OpenAI chat format) or `prompt` (text), and optionally `tools`
 (names of registered tools), `answer` (anything, hidden from the policy), `verifier`
 (`{"name": ..., parameters}` or a name), `user` (a list of what the user says next, a reply to
-each text of the assistant; or who a model is to play), `demonstration` (messages that continue
-the conversation), `split` (default "train") and `kind`. Every bad line is refused by number.
+each text of the assistant; or who a model is to play), `workspace` (files by path, for the tools
+`run_python`, `run_shell` and `write_file`), `demonstration` (messages that continue the
+conversation), `split` (default "train") and `kind`. Every bad line is refused by number.
 """
 
 from __future__ import annotations
@@ -19,10 +20,22 @@ from metier.base.seeds import rng_for
 from metier.records.types import EnvironmentSpec, Message, Task, Tool, VerifierSpec
 from metier.tasks.protocol import Environment
 
-__all__ = ["USER", "FileFamily"]
+__all__ = ["FILE", "FileFamily"]
 
-USER = "user"  # the environment of a task that has tools and a user who answers
-_KEYS = {"messages", "prompt", "tools", "answer", "verifier", "user", "demonstration", "split", "kind", "licence"}
+FILE = "file"  # the environment of a task that has a user who answers, or a workspace
+_KEYS = {
+    "messages",
+    "prompt",
+    "tools",
+    "answer",
+    "verifier",
+    "user",
+    "workspace",
+    "demonstration",
+    "split",
+    "kind",
+    "licence",
+}
 
 
 class FileFamily:
@@ -71,7 +84,7 @@ class FileFamily:
             tools=tuple(tools(name) for name in raw.get("tools", ())),
             answer=answer,
             verifiers=specs,
-            environment=_with_user(raw.get("user")),
+            environment=_environment(raw.get("user"), raw.get("workspace")),
             split=str(raw.get("split", "train")),
             source=self.path.name,
             licence=str(raw.get("licence", "")),
@@ -96,7 +109,7 @@ class FileFamily:
     @property
     def needs_player(self) -> bool:
         """Whether a model must play a user."""
-        return any(t.environment is not None and isinstance(t.environment.state["user"], str) for t in self._tasks)
+        return any(t.environment is not None and isinstance(t.environment.state.get("user"), str) for t in self._tasks)
 
     def environment(self, task: Task) -> Environment:
         """File tasks have no environment of their own."""
@@ -109,10 +122,15 @@ class FileFamily:
         return (*task.messages, *self._gold[task.id])
 
 
-def _with_user(user: Any) -> EnvironmentSpec | None:
-    if user is None:
-        return None
-    script = isinstance(user, list) and all(isinstance(reply, str) for reply in user)
-    if not script and not (isinstance(user, str) and user.strip()):
-        raise DataError("'user' is a list of replies, or a text that says whom a model plays")
-    return EnvironmentSpec(name=USER, version="1", state={"user": user})
+def _environment(user: Any, workspace: Any) -> EnvironmentSpec | None:
+    state: dict[str, Any] = {}
+    if user is not None:
+        script = isinstance(user, list) and all(isinstance(reply, str) for reply in user)
+        if not script and not (isinstance(user, str) and user.strip()):
+            raise DataError("'user' is a list of replies, or a text that says whom a model plays")
+        state["user"] = user
+    if workspace is not None:
+        if not isinstance(workspace, dict) or not all(isinstance(text, str) for text in workspace.values()):
+            raise DataError("'workspace' is a mapping from paths to texts")
+        state["workspace"] = workspace
+    return EnvironmentSpec(name=FILE, version="1", state=state) if state else None

@@ -36,6 +36,10 @@ class Environment(Protocol):
         """The state now, as JSON-ready values; verifiers read it at the end."""
         ...
 
+    def close(self) -> None:
+        """Let go of what it holds. Nothing is called afterwards."""
+        ...
+
 
 class NoEnvironment:
     """No tools, and a user who says nothing more."""
@@ -51,6 +55,9 @@ class NoEnvironment:
     def state(self) -> Mapping[str, Any]:
         """See `Environment.state`."""
         return {}
+
+    def close(self) -> None:
+        """See `Environment.close`."""
 
 
 class TaskFamily(Protocol):

@@ -68,6 +68,9 @@ class DeskEnvironment:
             "supplied": self._supplied,
         }
 
+    def close(self) -> None:
+        """See `Environment.close`."""
+
     def _run(self, call: ToolCall) -> dict[str, Any]:
         tool = self._tools.get(call.name)
         if tool is None:

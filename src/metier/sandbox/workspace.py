@@ -1,0 +1,262 @@
+"""A workspace: files and a shell for what a model wrote, apart from everything else.
+
+Each workspace is a bubblewrap sandbox of its own that lives as long as its episode: empty
+network, own processes, own /tmp and /work of bounded size in memory, nothing of the machine
+but the system's programs and Python, read-only, no capabilities, and an environment without
+variables. Inside, a small supervisor (`inside.py`) runs one command after the other and ends
+whatever a command leaves behind; outside, memory and processes are counted while it runs,
+and a workspace that takes too much is ended whole.
+
+It refuses (`SandboxUnavailableError`) where bubblewrap is missing or does not hold; nothing is
+ever run bare. Not kept out: what a hole in the kernel lets through, and how much processor
+time is used within the seconds given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from metier.base.clock import monotonic
+
+__all__ = ["Limits", "Outcome", "SandboxUnavailableError", "Workspace"]
+
+Kind = Literal["ok", "failed", "timeout", "memory", "output", "disk", "crashed"]
+
+_INSIDE = Path(__file__).with_name("inside.py")
+_LOOK = 0.02  # seconds between two looks at what a sandbox holds
+_GRACE = 5.0  # seconds beyond its own for a command, before the sandbox is taken to be stuck
+
+
+class SandboxUnavailableError(Exception):
+    """No sandbox holds on this machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a command may use."""
+
+    seconds: float = 10.0
+    memory_mb: int = 512  # of all processes together
+    disk_mb: int = 64  # of /work and of /tmp, each
+    output_bytes: int = 100_000
+    processes: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a command ended."""
+
+    kind: Kind
+    code: int | None = None  # its exit status, negative for a signal; None where it was ended from outside
+    said: str = ""  # standard output and error as they came
+    seconds: float = 0.0
+
+
+class Workspace:
+    """Files under /work, and commands that act on them. Use it as a context manager, or `close` it."""
+
+    def __init__(self, files: Mapping[str, str] | None = None, limits: Limits | None = None) -> None:
+        """Raises `SandboxUnavailableError`."""
+        _probe()
+        self._limits, self._files = limits or Limits(), dict(files or {})
+        self._start()
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, argv: Sequence[str], *, stdin: str = "") -> Outcome:
+        """Run a program. Where the workspace had to be ended, the next command finds it as it began."""
+        if self._process.poll() is not None:
+            self._start()
+        limits = self._limits
+        asked = {
+            "do": "run",
+            "argv": list(argv),
+            "stdin": stdin,
+            "seconds": limits.seconds,
+            "memory": limits.memory_mb << 20,
+            "output": limits.output_bytes,
+        }
+        began = monotonic()
+        answer, why = self._ask(asked, limits.seconds + _GRACE)
+        if answer is None:
+            return Outcome(kind=why, seconds=monotonic() - began)
+        if "error" in answer:
+            return Outcome(kind="disk" if answer["full"] else "failed", code=127, said=answer["error"])
+        kind: Kind = answer["how"] if answer["how"] != "ended" else "ok" if answer["code"] == 0 else "failed"
+        code = answer["code"] if answer["how"] == "ended" else None
+        if kind == "failed" and ("No space left on device" in answer["said"] or "Errno 28" in answer["said"]):
+            kind = "disk"
+        elif kind == "failed" and ("MemoryError" in answer["said"] or "Cannot allocate memory" in answer["said"]):
+            kind = "memory"
+        return Outcome(kind=kind, code=code, said=answer["said"], seconds=answer["seconds"])
+
+    def python(self, code: str, *, stdin: str = "") -> Outcome:
+        """Run a Python program, with the standard library and what lies under /work."""
+        return self.run([_python()[0], "-s", "-S", "-c", code], stdin=stdin)
+
+    def write(self, path: str, text: str) -> Outcome:
+        """Put a file under /work."""
+        clean = os.path.normpath(path)
+        if os.path.isabs(clean) or clean.startswith(".."):
+            return Outcome(kind="failed", said=f"{path} is outside of the workspace")
+        if self._process.poll() is not None:
+            self._start()
+        answer, why = self._ask({"do": "write", "path": clean, "text": text}, _GRACE)
+        if answer is None:
+            return Outcome(kind=why)
+        if "error" in answer:
+            return Outcome(kind="disk" if answer["full"] else "failed", said=answer["error"])
+        return Outcome(kind="ok", code=0)
+
+    def files(self, most_bytes: int = 200_000) -> dict[str, str]:
+        """The text files under /work, as far as they go into so many bytes; those it began with, where it was ended."""
+        if self._process.poll() is not None:
+            return dict(self._files)
+        answer, _ = self._ask({"do": "read", "most": most_bytes}, _GRACE)
+        return dict(self._files) if answer is None or "error" in answer else dict(answer["files"])
+
+    def close(self) -> None:
+        """End it, with everything in it."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()  # type: ignore[union-attr]
+
+    def _start(self) -> None:
+        if hasattr(self, "_process"):
+            self.close()
+        self._process = subprocess.Popen(
+            [*_bubblewrap(self._limits.disk_mb << 20), *_python(), "/inside.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        ready, _ = self._answer(_GRACE)
+        if ready is None:
+            self.close()
+            raise SandboxUnavailableError("the sandbox did not start; run `metier doctor`")
+        for path, text in self._files.items():
+            self.write(path, text)
+
+    def _ask(self, asked: Mapping[str, Any], seconds: float) -> tuple[dict[str, Any] | None, Kind]:
+        assert self._process.stdin is not None
+        try:
+            print(json.dumps(asked), file=self._process.stdin, flush=True)
+        except OSError:
+            return None, "crashed"
+        return self._answer(seconds)
+
+    def _answer(self, seconds: float) -> tuple[dict[str, Any] | None, Kind]:
+        """The next line from inside, or why there is none; then the sandbox has been ended."""
+        assert self._process.stdout is not None
+        found: list[str] = []
+        reader = threading.Thread(target=lambda out: found.append(out.readline()), args=(self._process.stdout,))
+        reader.daemon = True
+        reader.start()
+        until, why = monotonic() + seconds, ""
+        while reader.is_alive() and not why:
+            reader.join(_LOOK)
+            memory, processes = _held(self._process.pid)
+            if memory > self._limits.memory_mb << 20 or processes > self._limits.processes + 3:
+                why = "memory"
+            elif monotonic() > until:
+                why = "timeout"
+        if why:
+            self._process.kill()
+        reader.join()
+        if not why and found and found[0]:
+            with contextlib.suppress(ValueError):
+                answer: dict[str, Any] = json.loads(found[0])
+                return answer, "ok"
+        self._process.kill()
+        self._process.wait()
+        return None, why or "crashed"  # type: ignore[return-value]
+
+
+def _bubblewrap(size: int) -> list[str]:
+    """The command line of the sandbox, up to the program."""
+    program = shutil.which("bwrap")
+    if program is None:
+        raise SandboxUnavailableError("bubblewrap is missing (Debian: apt-get install bubblewrap)")
+    out = [program, "--unshare-all", "--unshare-user", "--as-pid-1", "--die-with-parent", "--new-session", "--clearenv"]
+    out += ["--setenv", "PATH", f"{Path(_python()[0]).parent}:/usr/local/bin:/usr/bin:/bin"]
+    out += ["--setenv", "HOME", "/work", "--setenv", "LANG", "C.UTF-8", "--setenv", "PYTHONDONTWRITEBYTECODE", "1"]
+    out += ["--setenv", "PYTHONUNBUFFERED", "1"]
+    out += ["--ro-bind", "/usr", "/usr"]
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        path = Path("/") / name
+        if path.is_symlink():
+            out += ["--symlink", os.readlink(path), str(path)]
+        elif path.is_dir():
+            out += ["--ro-bind", str(path), str(path)]
+    for name in ("/etc/ld.so.cache", "/etc/alternatives"):
+        if Path(name).exists():
+            out += ["--ro-bind", name, name]
+    base = os.path.realpath(sys.base_prefix)
+    if not base.startswith("/usr"):
+        out += ["--ro-bind", base, base]
+    out += ["--proc", "/proc", "--dev", "/dev", "--size", str(size), "--tmpfs", "/tmp", "--size", str(size)]
+    out += ["--tmpfs", "/work", "--ro-bind", str(_INSIDE), "/inside.py", "--chdir", "/work"]
+    return [*out, "--uid", "65534", "--gid", "65534", "--hostname", "workspace", "--cap-drop", "ALL"]
+
+
+def _python() -> list[str]:
+    """The Python that the sandbox has, without anything that was installed beside the standard library."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return [str(Path(os.path.realpath(sys.base_prefix)) / "bin" / version), "-I", "-S"]
+
+
+@functools.cache
+def _probe() -> None:
+    """Try once what must not work. Raises `SandboxUnavailableError` where any of it does."""
+    tries = {
+        "the network": "import socket; socket.create_connection(('127.0.0.1', 22), 1)",
+        "writing outside": "open('/usr/metier-was-here', 'w')",
+        "reading the machine's files": "open('/etc/passwd')",
+        "other processes": f"import os; os.kill({os.getpid()}, 0)",
+    }
+    for what, code in tries.items():
+        try:
+            done = subprocess.run(
+                [*_bubblewrap(1 << 20), *_python(), "-c", f"print(1)\n{code}\nprint(2)"],
+                capture_output=True,
+                text=True,
+                timeout=20,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise SandboxUnavailableError(f"bubblewrap does not run here: {error}") from error
+        if not done.stdout.startswith("1"):
+            raise SandboxUnavailableError(f"bubblewrap does not run here: {done.stderr.strip()[-300:]}")
+        if "2" in done.stdout:
+            raise SandboxUnavailableError(f"bubblewrap does not hold here: it lets through {what}")
+
+
+def _held(root: int) -> tuple[int, int]:
+    """Resident bytes and number of all processes below one, itself included."""
+    page, total, count, waiting = os.sysconf("SC_PAGE_SIZE"), 0, 0, [root]
+    while waiting and count < 10_000:
+        pid = waiting.pop()
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page
+            count += 1
+            for task in os.listdir(f"/proc/{pid}/task"):
+                waiting += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+    return total, count

@@ -1,0 +1,99 @@
+"""Evaluation harnesses run against a served checkpoint: one task of lm-eval, and one of Inspect.
+
+They bring many packages, so they live in an environment of their own: `make test-harness`
+makes it and names its programs' folder in METIER_HARNESS.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from served import KEY, Server
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("METIER_HARNESS" not in os.environ, reason="needs the harnesses: make test-harness"),
+]
+
+SUMS = [(f"What is {n} plus {n}? Answer with the number.", str(2 * n)) for n in range(1, 9)]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    made = Server("smollm2", "--dtype", "float32", "--rows", "4")
+    yield made
+    assert made.stop() == 0
+
+
+def run(program: str, *arguments: str, folder: Path, **variables: str) -> None:
+    done = subprocess.run(
+        [str(Path(os.environ["METIER_HARNESS"]) / program), *arguments],
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", **variables},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_a_task_of_lm_eval(server: Server, tmp_path: Path) -> None:
+    rows = [json.dumps({"question": question, "answer": answer}) for question, answer in SUMS]
+    (tmp_path / "sums.jsonl").write_text("\n".join(rows))
+    (tmp_path / "sums.yaml").write_text(
+        f"""
+task: sums
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path}/sums.jsonl}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: ["\\n\\n"], max_gen_toks: 16, do_sample: false}}
+filter_list:
+  - {{name: number, filter: [{{function: regex, regex_pattern: "(-?\\\\d+)\\\\D*$"}}, {{function: take_first}}]}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+    )
+    model = f"model={server.name},base_url={server.url}/chat/completions,num_concurrent=4,tokenized_requests=False"
+    run(
+        "lm_eval", "--model", "local-chat-completions", "--model_args", model, "--tasks", "sums", "--include_path", ".",
+        "--apply_chat_template", "--output_path", "out", "--log_samples",
+        folder=tmp_path, OPENAI_API_KEY=KEY,
+    )  # fmt: skip
+    (results,) = (tmp_path / "out").rglob("results_*.json")
+    told = json.loads(results.read_text())
+    assert told["n-samples"]["sums"]["effective"] == len(SUMS)
+    assert told["results"]["sums"]["exact_match,number"] >= 0.5  # the model can add such numbers
+
+
+def test_a_task_of_inspect(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "sums.py").write_text(
+        f"""
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.scorer import includes
+from inspect_ai.solver import generate
+
+
+@task
+def sums():
+    return Task(dataset=[Sample(input=q, target=a) for q, a in {SUMS!r}], solver=generate(), scorer=includes())
+"""
+    )
+    run(
+        "inspect", "eval", "sums.py", "--model", f"openai-api/metier/{server.name}", "--temperature", "0",
+        "--max-tokens", "16", "--log-dir", "logs", "--log-format", "json", "--display", "plain",
+        folder=tmp_path, METIER_API_KEY=KEY, METIER_BASE_URL=server.url,
+    )  # fmt: skip
+    (log,) = (tmp_path / "logs").glob("*.json")
+    told = json.loads(log.read_text())
+    assert (told["status"], told["results"]["completed_samples"]) == ("success", len(SUMS))
+    accuracy = told["results"]["scores"][0]["metrics"]["accuracy"]["value"]
+    assert accuracy >= 0.5
