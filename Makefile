@@ -106,7 +106,7 @@ $(HARNESS)/ready.stamp:
 	@echo "set-up: lm-eval and Inspect in $(HARNESS)"
 	@$(PYTHON) -m venv $(HARNESS)
 	@$(HARNESS)/bin/python -m pip install --quiet --disable-pip-version-check --no-input torch==$(TORCH)
-	@$(HARNESS)/bin/python -m pip install --quiet --disable-pip-version-check --no-input 'lm-eval[api]==0.4.13' inspect-ai==0.3.285 openai
+	@$(HARNESS)/bin/python -m pip install --quiet --disable-pip-version-check --no-input 'lm-eval[api]==0.4.13' inspect-ai==0.3.285 'openai>=3.4'
 	@touch $@
 
 # System parts that some tests use: a browser and a sandbox. Installed where that is ours to do

@@ -23,6 +23,7 @@ GROUP = "metier.task_families"
 BUILT_IN = {
     "desk": "metier.tasks.desk.family:DeskFamily",
     "general": "metier.tasks.general:GeneralFamily",
+    "inspect": "metier.tasks.inspect_tasks:InspectFamily",
     "reasoning_gym": "metier.tasks.reasoning_gym:ReasoningGymFamily",
 }
 _registered: dict[str, TaskFamily] = {}

@@ -22,6 +22,7 @@ BUILT_IN = {
     "conduct": "metier.feedback.verifiers.conduct:Conduct",
     "exact": "metier.feedback.verifiers.exact:Exact",
     "format": "metier.feedback.verifiers.format:Format",
+    "inspect": "metier.feedback.verifiers.inspect:Inspect",
     "reasoning_gym": "metier.feedback.verifiers.reasoning_gym:ReasoningGym",
 }
 _registered: dict[str, Verifier] = {}
