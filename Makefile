@@ -13,6 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
 HARNESS := .venv-harness
+VERIFIERS := .venv-verifiers
 READY := $(VENV)/ready.stamp
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 4
@@ -45,8 +46,8 @@ test-gpu: $(READY) ## the tests that need a CUDA device
 test-vllm: $(READY) $(VLLM)/ready.stamp ## a checkpoint in vLLM against the embedded engine; makes .venv-vllm (3.4 GB) first
 	@METIER_VLLM=$(VLLM)/bin/python $(BIN)/python -m pytest -q -m slow tests/e2e/test_vllm.py $(PYTEST_ARGS)
 
-test-harness: $(READY) $(HARNESS)/ready.stamp ## lm-eval and Inspect against a served checkpoint; makes .venv-harness first
-	@METIER_HARNESS=$(HARNESS)/bin $(BIN)/python -m pytest -q -m slow tests/e2e/test_harnesses.py $(PYTEST_ARGS)
+test-harness: $(READY) $(HARNESS)/ready.stamp $(VERIFIERS)/ready.stamp ## lm-eval, Inspect and verifiers; makes two environments for them first
+	@METIER_HARNESS=$(HARNESS)/bin METIER_VERIFIERS=$(VERIFIERS)/bin $(BIN)/python -m pytest -q -m slow tests/e2e/test_harnesses.py $(PYTEST_ARGS)
 
 lint: $(READY) ## ruff, mypy in strict mode, import layers
 	@$(BIN)/ruff check .
@@ -71,7 +72,7 @@ docs: $(READY) ## write docs/cli.md and docs/settings.md anew
 	@mv docs/settings.md.new docs/settings.md
 
 clean: ## remove the set-up, caches and builds; runs/ stays
-	rm -rf $(VENV) $(VLLM) $(HARNESS) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM) $(HARNESS) $(VERIFIERS) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that a set-up that was cut short is done again.
@@ -107,6 +108,13 @@ $(HARNESS)/ready.stamp:
 	@$(PYTHON) -m venv $(HARNESS)
 	@$(HARNESS)/bin/python -m pip install --quiet --disable-pip-version-check --no-input torch==$(TORCH)
 	@$(HARNESS)/bin/python -m pip install --quiet --disable-pip-version-check --no-input 'lm-eval[api]==0.4.13' inspect-ai==0.3.285 'openai>=3.4'
+	@touch $@
+
+# In an environment of its own: it wants an older OpenAI client than Inspect does.
+$(VERIFIERS)/ready.stamp:
+	@echo "set-up: verifiers in $(VERIFIERS)"
+	@$(PYTHON) -m venv $(VERIFIERS)
+	@$(VERIFIERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-input verifiers==0.4.0 pyyaml jsonschema
 	@touch $@
 
 # System parts that some tests use: a browser and a sandbox. Installed where that is ours to do

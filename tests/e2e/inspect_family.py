@@ -116,7 +116,7 @@ def main() -> None:
 
     for name, why in (
         ("graded", "is scored by a model"), ("tooled", "uses tools"), ("twice", "asks the model 2 times"),
-        ("boxed", "needs a sandbox"), ("silent", "never asks the model"), ("nothing", "there is no Inspect task"),
+        ("boxed", "needs a sandbox"), ("silent", "never asks the model"), ("nothing", "there is no task of Inspect"),
         ("plain", "returns no inspect_ai.Task"),
     ):  # fmt: skip
         try:

@@ -1,7 +1,7 @@
-"""Evaluation harnesses: tasks of lm-eval and Inspect against a served checkpoint, and Inspect's tasks as a family.
+"""Harnesses: lm-eval and Inspect against a served checkpoint; tasks of Inspect and of verifiers as families.
 
-They bring many packages, so they live in an environment of their own: `make test-harness`
-makes it and names its programs' folder in METIER_HARNESS.
+They bring many packages, so they live in environments of their own: `make test-harness`
+makes them and names their programs' folders in METIER_HARNESS and METIER_VERIFIERS.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def server() -> Iterator[Server]:
     assert made.stop() == 0
 
 
-def run(program: str, *arguments: str, folder: Path, **variables: str) -> None:
+def run(program: str, *arguments: str, folder: Path, of: str = "METIER_HARNESS", **variables: str) -> None:
     done = subprocess.run(
-        [str(Path(os.environ["METIER_HARNESS"]) / program), *arguments],
+        [str(Path(os.environ[of]) / program), *arguments],
         cwd=folder,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", **variables},
         capture_output=True,
@@ -114,6 +114,8 @@ def sums():
     assert accuracy == right(server, r"(?s)(.*)", lambda said, answer: answer in said)
 
 
-def test_inspects_tasks_are_a_family_where_they_fit(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("inspect_family.py")
-    run("python", str(script), folder=tmp_path, PYTHONPATH=str(script.parents[2] / "src"))
+@pytest.mark.parametrize("of", ["inspect", "verifiers"])
+def test_their_tasks_are_a_family_where_they_fit(of: str, tmp_path: Path) -> None:
+    script = Path(__file__).with_name(f"{of}_family.py")
+    where = "METIER_HARNESS" if of == "inspect" else "METIER_VERIFIERS"
+    run("python", str(script), folder=tmp_path, of=where, PYTHONPATH=str(script.parents[2] / "src"))

@@ -19,23 +19,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
-import importlib.util
 import json
-import sys
 from collections.abc import Coroutine, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from metier.base.errors import ConfigError, DataError
-from metier.base.ids import content_hash
 from metier.base.seeds import rng_for
 from metier.records.types import Message, Task, VerifierSpec
+from metier.tasks.foreign import SHARES, import_object, in_share
 from metier.tasks.protocol import Environment, NoEnvironment
 
 __all__ = ["InspectFamily", "grade", "question"]
-
-_SHARES = {"all": range(0, 100), "heldout": range(0, 20), "demo": range(20, 40), "train": range(40, 100)}
 
 T = TypeVar("T")
 
@@ -60,14 +54,14 @@ class InspectFamily:
 
     def splits(self) -> Sequence[str]:
         """The names of the splits."""
-        return tuple(_SHARES)
+        return tuple(SHARES)
 
     def tasks(self, split: str, n: int, seed: int) -> list[Task]:
         """Up to `n` of the task's samples, in an order that the seed shuffles. Raises `DataError`."""
         if not self._where[0]:
             raise DataError("inspect has no tasks of its own; name one: `options: {task: file.py:function}`")
-        if split not in _SHARES:
-            raise DataError(f"inspect has no split {split!r}; it has {', '.join(_SHARES)}")
+        if split not in SHARES:
+            raise DataError(f"inspect has no split {split!r}; it has {', '.join(SHARES)}")
         numbers = list(range(len(_load(*self._where).dataset)))
         rng_for(seed, "inspect", *self._where).shuffle(numbers)
         found: dict[str, Task] = {}
@@ -75,7 +69,7 @@ class InspectFamily:
             if len(found) == n:
                 break
             task = self._task(number, split)
-            if int(content_hash([m.to_openai() for m in task.messages], length=8), 16) % 100 in _SHARES[split]:
+            if in_share(task.messages, split):
                 found.setdefault(task.id, task)
         return list(found.values())
 
@@ -136,28 +130,11 @@ def _load(task: str, arguments: str) -> Any:
         import inspect_ai
     except ImportError as error:
         raise ConfigError("inspect needs its package: pip install 'metier[inspect]'") from error
-    made = _function(task)(**json.loads(arguments))
+    made = import_object(task, "task of Inspect")(**json.loads(arguments))
     if not isinstance(made, inspect_ai.Task):
         raise ConfigError(f"{task} returns no inspect_ai.Task")
     _check(task, made)
     return made
-
-
-def _function(task: str) -> Any:
-    where, _, name = task.rpartition(":")
-    try:
-        if where.endswith(".py"):
-            path = Path(where)
-            spec = importlib.util.spec_from_file_location(f"metier_inspect_{path.stem}", path)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(where)
-        return getattr(module, name)
-    except (OSError, ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"there is no Inspect task {task!r}: {error}") from error
 
 
 def _check(task: str, made: Any) -> None:

@@ -26,16 +26,16 @@ from typing import Any
 
 from metier.base.config import did_you_mean
 from metier.base.errors import ConfigError, DataError
-from metier.base.ids import content_hash
 from metier.base.seeds import derive_seed
 from metier.records.types import Message, Task, VerifierSpec
+from metier.tasks.foreign import in_share
 from metier.tasks.protocol import Environment, NoEnvironment
 
 __all__ = ["OPEN", "SHUT", "ReasoningGymFamily", "entry_of", "score"]
 
 OPEN, SHUT = "<answer>", "</answer>"
 _ASK = f"Write the answer alone between {OPEN} and {SHUT}."
-_SHARES = {"heldout": range(0, 20), "demo": range(20, 40), "train": range(40, 100)}  # of a hundred hashes
+_SPLITS = ("demo", "train", "heldout")
 _SIZE = 500  # places under one seed; some datasets make all of them at once
 _TRIES = 50  # places looked at for each task wanted, before a dataset is taken to have no more
 _ON_ITS_OWN = {"composite"}  # cannot be made without a configuration
@@ -63,7 +63,7 @@ class ReasoningGymFamily:
 
     def splits(self) -> Sequence[str]:
         """`demo`, `train` and `heldout`; without options, the names of the datasets."""
-        return tuple(_SHARES) if self.datasets else tuple(sorted(_datasets().keys() - _ON_ITS_OWN))
+        return _SPLITS if self.datasets else tuple(sorted(_datasets().keys() - _ON_ITS_OWN))
 
     def tasks(self, split: str, n: int, seed: int) -> list[Task]:
         """`n` different tasks of a split, or as many as there are. Raises `DataError` where it is unknown."""
@@ -83,13 +83,12 @@ class ReasoningGymFamily:
         return list(found.values())
 
     def _stream(self, split: str, dataset: str, config: Mapping[str, Any], seed: int, n: int) -> Iterator[Task]:
-        share = _SHARES.get(split)
         for number in range(_TRIES * n):
             place = number % _SIZE
             made_with = derive_seed(seed, "reasoning_gym", split, dataset, number // _SIZE) % 2**31
             entry = entry_of(dataset, json.dumps(config), made_with, place)
-            question = str(entry["question"])
-            if share is not None and int(content_hash(question, length=8), 16) % 100 not in share:
+            messages = (Message(role="user", content=f"{entry['question']}\n\n{_ASK}"),)
+            if self.datasets and not in_share(messages, split):
                 continue
             where = {"dataset": dataset, "config": dict(config), "seed": made_with, "place": place}
             yield Task(
@@ -98,7 +97,7 @@ class ReasoningGymFamily:
                 split=split if self.datasets else f"{self.name}.{split}",
                 source=f"reasoning-gym/{self.version}",
                 licence="Apache-2.0",
-                messages=(Message(role="user", content=f"{question}\n\n{_ASK}"),),
+                messages=messages,
                 answer={"say": None if entry["answer"] is None else str(entry["answer"])},
                 verifiers=(VerifierSpec(name=self.name, params={**where, "version": self.version}),),
             )

@@ -25,6 +25,7 @@ BUILT_IN = {
     "general": "metier.tasks.general:GeneralFamily",
     "inspect": "metier.tasks.inspect_tasks:InspectFamily",
     "reasoning_gym": "metier.tasks.reasoning_gym:ReasoningGymFamily",
+    "verifiers": "metier.tasks.verifiers_tasks:VerifiersFamily",
 }
 _registered: dict[str, TaskFamily] = {}
 

@@ -24,6 +24,7 @@ BUILT_IN = {
     "format": "metier.feedback.verifiers.format:Format",
     "inspect": "metier.feedback.verifiers.inspect:Inspect",
     "reasoning_gym": "metier.feedback.verifiers.reasoning_gym:ReasoningGym",
+    "verifiers": "metier.feedback.verifiers.taskset:TasksetRewards",
 }
 _registered: dict[str, Verifier] = {}
 
