@@ -120,7 +120,8 @@ def main() -> None:
 
     for name, why in (
         ("OfRuntime", "has a reward that needs a runtime"), ("OfSetUp", "sets a runtime up"),
-        ("OfContainer", "needs a container"), ("OfNothing", "has no reward"), ("OfUser", "begins with a user's own words"),
+        ("OfContainer", "needs a container"), ("OfNothing", "has no reward"),
+        ("OfUser", "begins with a user's own words"),
         ("Nothing", "there is no taskset of verifiers"), ("Sum", "is no Taskset"),
     ):  # fmt: skip
         try:
