@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ pytest.importorskip("reasoning_gym", reason="its tasks are not installed: pip in
 STEPS = 4
 
 
-def learn(folder: Path, **changes: Any) -> tuple[list[Episode], list[dict[str, Any]]]:
+def learn(folder: Path, listener: Any = None, **changes: Any) -> tuple[list[Episode], list[dict[str, Any]]]:
     """A short GRPO on sums, with its episodes and the events of its steps."""
     stage = {
         "kind": "rl", "name": "grpo", "of": "base", "split": "train", "steps": STEPS, "tasks": 1, "group": 2,
@@ -27,7 +28,7 @@ def learn(folder: Path, **changes: Any) -> tuple[list[Episode], list[dict[str, A
     }  # fmt: skip
     tasks = {"family": "reasoning_gym", "options": {"datasets": {"leg_counting": {"min_animals": 1, "max_animals": 2}}}}
     recipe = Recipe.model_validate_json(json.dumps({"name": folder.name, "seed": 3, "tasks": tasks, "stages": [stage]}))
-    run(recipe, folder=str(folder / "run"), ledger=str(folder / "ledger.sqlite"))
+    run(recipe, folder=str(folder / "run"), ledger=str(folder / "ledger.sqlite"), listener=listener)
     with Ledger.open(folder / "ledger.sqlite") as ledger:
         episodes = ledger.episodes(stage="grpo", arrays=True)
     return episodes, [e for e in read(folder / "run") if e["event"] == "step"]
@@ -55,6 +56,18 @@ def test_the_first_step_draws_the_same_with_and_without(tmp_path: Path) -> None:
         folder.mkdir()
         drawn[staleness] = [e.token_ids for e in learn(folder, staleness=staleness)[0][:2]]
     assert drawn[0] == drawn[1]
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    def stop(event: Mapping[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path, staleness=1, listener=stop)
+    episodes, events = learn(tmp_path, staleness=1)
+    assert len(episodes) == 2 * STEPS and events[-1]["step"] == STEPS
+    assert all(0 <= step - at <= 1 for step, at in enumerate(by_step(episodes)))
 
 
 def test_what_cannot_go_together_is_refused() -> None:

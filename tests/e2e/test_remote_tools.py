@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from metier.recipes.settings import ToolSettings
 from metier.records.types import Tool, ToolCall
 from metier.rollout.http_tools import HttpTool
 from metier.rollout.mcp_tools import McpServer
-from metier.rollout.tools import RunnableTool, ToolBox, get_tool, register_tool
+from metier.rollout.tools import BadCallError, RunnableTool, ToolBox, get_tool, register_tool
 from metier.tasks.protocol import EnvironmentFailure
 
 SERVER = str(Path(__file__).with_name("mcp_server.py"))
@@ -101,6 +102,17 @@ def test_arguments_go_where_the_endpoint_wants_them(shop: str, monkeypatch: pyte
         ("GET", "/orders/a%20b%2Fc?n=2", None, "key s3"),
         ("POST", "/orders", {"id": "ü", "n": 2}, "key s3"),
     ]
+
+
+def test_an_endpoints_own_query_stays_and_no_argument_leads_elsewhere(shop: str) -> None:
+    with_key = http(f"{shop}/orders/{{id}}?units=metric", method="GET")
+    with_key.run({"id": "1", "n": 2})
+    with_key.run({"id": "1"})
+    assert [path for _, path, _, _ in Shop.asked] == ["/orders/1?units=metric&n=2", "/orders/1?units=metric"]
+    for bad in ({"id": ".."}, {"id": "."}, {"id": ""}, {"id": "a\ud800"}, {"id": "1", "n": float("nan")}):
+        with pytest.raises(BadCallError):
+            with_key.run(bad)
+    assert len(Shop.asked) == 2
 
 
 def test_who_is_to_blame_for_an_endpoint_that_refuses(shop: str) -> None:
@@ -211,8 +223,35 @@ def test_a_server_that_dies_or_hangs_is_the_environments_fault_and_comes_back() 
         assert server.call("look_up", {"title": "Emma"}) == "1 x Emma for nobody"
     with McpServer("shelf", command=(sys.executable, SERVER), seconds=5) as server:
         server.tools()
+        first = server._connection
+        with pytest.raises(BadCallError, match="cannot be written"):
+            server.call("look_up", {"title": "a\ud800"})
         with pytest.raises(EnvironmentFailure, match="no answer in 5 s"):
-            server.call("hang", {"seconds": 7.0})
+            server.call("hang", {"seconds": 6.0})
+        assert server.call("look_up", {"title": "Emma"}) == "1 x Emma for nobody"
+        assert server._connection is first, "who waits for another call is left alone"
+    with pytest.raises(EnvironmentFailure, match="has been closed"):
+        server.call("look_up", {"title": "Emma"})
+
+
+def test_a_server_that_never_says_hello_is_let_go() -> None:
+    silent = ("import sys, time, os; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)",)
+    with (
+        tempfile.NamedTemporaryFile("r") as pid,
+        McpServer("mute", command=(sys.executable, "-c", *silent, pid.name), seconds=2) as server,
+    ):
+        with pytest.raises(ConfigError, match="no answer in 2 s"):
+            server.tools()
+        number = int(pid.read())
+        for _ in range(100):
+            if not Path(f"/proc/{number}").exists():
+                break
+            time.sleep(0.1)
+        assert not Path(f"/proc/{number}").exists()
+        began = time.monotonic()
+        with pytest.raises(EnvironmentFailure, match="no answer in 2 s"):
+            server.call("look_up", {})
+        assert time.monotonic() - began < 1, "it was tried a moment ago"
 
 
 def test_mcp_servers_that_cannot_be_reached_are_told_by_name() -> None:

@@ -168,3 +168,35 @@ def test_a_worker_that_dies_is_told_of(tmp_path: Path, renderer: Renderer) -> No
         VllmEngine(tmp_path / "start", address="127.0.0.1:9")
     with pytest.raises(ModelError, match="gone; it last said"):
         VllmEngine(tmp_path / "nowhere", python=os.environ["METIER_VLLM"], settings=OPTIONS)
+
+
+def test_grpo_samples_in_vllm_with_an_adapter_and_learns_from_what_it_drew(tmp_path: Path) -> None:
+    from metier.recipes.runner import run
+    from metier.recipes.settings import Recipe
+    from metier.records.events import read
+    from metier.records.ledger import Ledger
+
+    short = {"name": "format", "max_words": 9}  # about half of what it says is that short
+    lines = [{"prompt": f"Say something about {what}.", "verifier": short} for what in ("rain", "bread", "tea", "dogs")]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    said = {
+        "name": "v",
+        "seed": 3,
+        "model": {"dtype": "float32", "adapter": {"rank": 4}},
+        "engine": {"kind": "vllm", "python": os.environ["METIER_VLLM"], "options": OPTIONS},
+        "tasks": {"file": str(tmp_path / "tasks.jsonl")},
+        "stages": [
+            {
+                "kind": "rl", "name": "grpo", "of": "base", "split": "train", "steps": 2, "tasks": 2, "group": 4,
+                "lr": 1e-3, "sampling": {"max_turn_tokens": 16, "max_turns": 1},
+            }
+        ],
+    }  # fmt: skip
+    run(Recipe.model_validate_json(json.dumps(said)), folder=str(tmp_path / "run"), ledger=str(tmp_path / "l.sqlite"))
+    with Ledger.open(tmp_path / "l.sqlite") as ledger:
+        episodes = ledger.episodes(stage="grpo", arrays=True)
+    assert [e.weights.step for e in episodes] == [0] * 8 + [1] * 8
+    assert all(e.token_ids and any(e.loss_mask) for e in episodes)
+    steps = [event for event in read(tmp_path / "run") if event["event"] == "step"]
+    learned = [event["mismatch_kl"] for event in steps if "mismatch_kl" in event]
+    assert learned and max(learned) < 1e-6, "vLLM and the trainer have the same weights at every step, adapter included"

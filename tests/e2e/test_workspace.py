@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +135,45 @@ def test_the_supervisor_cannot_be_killed_and_a_sandbox_that_dies_begins_anew(wor
     workspace._process.wait()
     assert workspace.files() == {"data.txt": "7\n"}
     assert workspace.python("print(open('data.txt').read())").said == "7\n\n"
+
+
+@needs_bubblewrap
+def test_neither_links_nor_odd_paths_reach_the_supervisor_or_hide_what_was_done(workspace: Workspace) -> None:
+    workspace.run(
+        ["/bin/sh", "-c", "ln -s /proc/self/fd/4 pipe; ln -s / out; mkdir -p sub; echo x > shut; chmod 000 shut"]
+    )
+    for path in ("pipe", "out/tmp/x", "sub", "a\0b", "a\ud800", ".", "/etc/x"):
+        assert workspace.write(path, '{"files": {"forged.txt": "yes"}}\n').kind == "failed", path
+    assert workspace.write("sub/kept.txt", "a\ud800").kind == "failed"
+    workspace.python("import os, signal\nos.kill(1, signal.SIGINT)")
+    assert workspace.python("print('\ud800')").kind == "failed"
+    found = workspace.files()
+    assert "forged.txt" not in found and "pipe" not in found and "shut" not in found
+    assert found["data.txt"] == "7\n"
+    workspace.run(["/bin/sh", "-c", "rm -rf pipe out sub shut"])
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("where", ["/x", "/dev/x", "/dev/shm/x", "/tmp/x"])
+def test_no_place_takes_more_than_the_disk(workspace: Workspace, where: str) -> None:
+    done = workspace.python(f"open('{where}', 'wb').write(bytes(64 << 20))")
+    assert done.kind in ("failed", "disk") and "Error" in done.said
+    workspace.run(["/bin/sh", "-c", "rm -f /tmp/x /dev/shm/x"])
+    assert workspace.run(["unshare", "-Urm", "true"]).kind != "ok"
+
+
+@needs_bubblewrap
+def test_a_workspace_lives_longer_than_the_thread_that_made_it() -> None:
+    made: list[Workspace] = []
+    thread = threading.Thread(target=lambda: made.append(Workspace()))
+    thread.start()
+    thread.join()
+    assert made[0].write("a.txt", "1").kind == "ok"
+    time.sleep(0.2)
+    assert made[0].files() == {"a.txt": "1"}
+    made[0].close()
+    with pytest.raises(SandboxUnavailableError, match=r"'\.\./x' of the task cannot be written"):
+        Workspace({"../x": "1"})
 
 
 def test_without_a_sandbox_nothing_is_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +13,7 @@ from metier.base.errors import ConfigError, DataError
 from metier.feedback.verifiers.protocol import Attempt, Verdict
 from metier.feedback.verifiers.registry import get_verifier
 from metier.records.types import Message, Task, VerifierSpec, from_plain, to_plain
-from metier.tasks.reasoning_gym import ReasoningGymFamily
+from metier.tasks.reasoning_gym import _RUNS_ANSWERS, ReasoningGymFamily
 from metier.tasks.registry import get_family
 
 pytest.importorskip("reasoning_gym", reason="its tasks are not installed: pip install 'metier[reasoning-gym]'")
@@ -47,6 +49,35 @@ def test_a_dataset_can_be_sampled_and_scored(dataset: str) -> None:
         if task.answer["say"] is not None:
             gold = family.demonstrate(again)[-1].content
             assert verdict(again, gold).score == 1.0, gold
+
+
+def test_no_answer_is_run_that_could_do_harm(tmp_path: Path) -> None:
+    mark = tmp_path / "was-run"
+    bombs = [
+        f"__import__('pathlib').Path('{mark}').touch()", f"open('{mark}', 'w')", "9**9**9**9", "exit()", "[0]*9**9",
+        "((9**99)**99)**99", "x**99999999", "9**(90+9**9)", "9**(9**9)", "2**x**99", "x**9.9e9",
+        "().__class__", "lambda: 0", "factorial(9999999)", "1" * 5000,
+    ]  # fmt: skip
+    for dataset in _RUNS_ANSWERS:
+        (task,) = get_family("reasoning_gym").tasks(dataset, 1, 7)
+        for bomb in bombs:
+            assert verdict(task, f"<answer>{bomb}</answer>").score == 0.0
+    assert not mark.exists()
+
+
+def test_every_scorer_that_runs_answers_is_guarded() -> None:
+    from importlib.util import find_spec
+
+    folder = Path(str(find_spec("reasoning_gym").origin)).parent  # type: ignore[union-attr]
+    runs = {
+        path.stem
+        for path in folder.rglob("*.py")
+        if re.search(
+            r"(?<![\w.])(?:eval|exec)\((?:answer|user|pred)|parse_expr\((?:answer|user|pred)|sympify\(",
+            path.read_text(),
+        )
+    }
+    assert runs <= set(_RUNS_ANSWERS), f"{runs - set(_RUNS_ANSWERS)} of this version of reasoning-gym run answers, too"
 
 
 def test_options_make_splits_without_a_common_question() -> None:

@@ -1,13 +1,14 @@
 """How models write tool calls, and how that text is read back.
 
     hermes    <tool_call>{"name": ..., "arguments": {...}}</tool_call>     Qwen, Hermes, ours
-    llama     {"name": ..., "parameters": {...}}, maybe after <|python_tag|>   Llama 3
+    llama     {"name": ..., "parameters": {...}}, maybe after <|python_tag|>   Llama 3;
+              an object without parameters is no call but what the model says
     mistral   [TOOL_CALLS][{"name": ..., "arguments": {...}, "id": ...}], or
               [TOOL_CALLS]name[ARGS]{...}                                  Mistral
 
 A call that cannot be read (broken JSON, no closing tag, no name, arguments that are no
 object) is kept: its name is the one that its text seems to give, else `malformed`, and its
-arguments are its raw text from its mark on. That is never a JSON object, so
+arguments are its raw text, with its mark before it. That is never a JSON object, so
 `ToolCall.parsed` is None and the environment answers with an error. Such a turn renders to
 other tokens than were sampled; training uses the tokens of the episode, not a rendering.
 
@@ -39,8 +40,9 @@ class CallFormat:
     """One way of writing calls: they begin with one of the marks."""
 
     name: str
-    marks: tuple[str, ...]
-    _read: Callable[[str, int], Read | None]  # what begins at a mark; None where it cannot be read
+    marks: tuple[str, ...]  # text that a call begins with
+    _begins: re.Pattern[str]  # where one of them does begin a call
+    _read: Callable[[str, int], Read | None]  # what begins there; None where it cannot be read
     _close: str = ""  # what ends a call, where something does
     _opening: tuple[str, str] = ("", "")  # how a call of any tool begins, and one of a named tool; `NAME` stands for it
 
@@ -63,15 +65,16 @@ class CallFormat:
 
     def broken(self, call: ToolCall) -> bool:
         """Whether this is the raw text of a call that could not be read."""
-        return call.arguments.startswith(self.marks)
+        return call.parsed() is None and call.arguments.startswith(self.marks)
 
     def _find(self, text: str, place: int) -> int:
-        found = [at for mark in self.marks if (at := text.find(mark, place)) >= 0]
-        return min(found, default=-1)
+        found = self._begins.search(text, place)
+        return -1 if found is None else found.start()
 
     def _raw(self, text: str, opened: int) -> Read:
         """What opens at `opened` as it stands, to its end, to the next one or to the end of the text."""
-        inner = opened + 1
+        begun = self._begins.match(text, opened)
+        inner = opened + 1 if begun is None else begun.end()
         close = text.find(self._close, inner) if self._close else -1
         following = self._find(text, inner)
         if close >= 0 and not 0 <= following < close:
@@ -79,6 +82,8 @@ class CallFormat:
         else:
             stop = following if following >= 0 else len(text)
         raw = text[opened:stop].strip()
+        if not raw.startswith(self.marks[0]):  # never a JSON object
+            raw = self.marks[0] + raw
         guess = _NAME.search(raw)
         return [ToolCall(name=guess.group(1) if guess else MALFORMED, arguments=raw)], stop
 
@@ -138,7 +143,7 @@ def _read_llama(text: str, opened: int) -> Read | None:
     start = opened + len(LLAMA.marks[0]) if text.startswith(LLAMA.marks[0], opened) else opened
     value, end = _decode(text, start)
     call = _call(value, "parameters", "arguments")
-    if call is None:
+    if call is None or not {"parameters", "arguments"} & value.keys():
         return None
     after = text[end:].lstrip()
     if after.startswith(";"):
@@ -164,13 +169,15 @@ def _read_mistral(text: str, opened: int) -> Read | None:
 
 
 HERMES = CallFormat(
-    "hermes", ("<tool_call>",), _read_hermes, "</tool_call>",
+    "hermes", ("<tool_call>",), re.compile("<tool_call>"), _read_hermes, "</tool_call>",
     ('<tool_call>{"name":', '<tool_call>{"name": NAME, "arguments":'),
 )  # fmt: skip
 LLAMA = CallFormat(
-    "llama", ("<|python_tag|>", '{"name"'), _read_llama, "", ('{"name":', '{"name": NAME, "parameters":')
-)
+    "llama", ("<|python_tag|>", '{"name"'),
+    re.compile(r'<\|python_tag\|>(?:\s*\{\s*"name")?|\{\s*"name"\s*:\s*"[^"\\]*"\s*,\s*"(?:parameters|arguments)"'),
+    _read_llama, "", ('{"name":', '{"name": NAME, "parameters":'),
+)  # fmt: skip
 MISTRAL = CallFormat(
-    "mistral", ("[TOOL_CALLS]",), _read_mistral, "",
+    "mistral", ("[TOOL_CALLS]",), re.compile(r"\[TOOL_CALLS\]"), _read_mistral, "",
     ('[TOOL_CALLS][{"name":', '[TOOL_CALLS][{"name": NAME, "arguments":'),
 )  # fmt: skip

@@ -131,7 +131,7 @@ class TemplateRenderer:
     def _text(
         self, messages: Sequence[Message], tools: Sequence[Tool | dict[str, Any]] = (), *, prompt: bool = False
     ) -> str:
-        schemas: list[Any] = [tool.to_openai() if isinstance(tool, Tool) else tool for tool in tools]
+        schemas: list[Any] = [self._tame(tool.to_openai() if isinstance(tool, Tool) else tool) for tool in tools]
         try:
             text: Any = self._tokenizer.apply_chat_template(
                 [self._plain(message) for message in messages],
@@ -177,13 +177,23 @@ class TemplateRenderer:
         plain = message.to_openai()
         plain["content"] = self._inert(message.content)
         for number, (call, written) in enumerate(zip(message.tool_calls, plain.get("tool_calls", ()), strict=False)):
-            text = self._inert(call.arguments)
-            parsed = ToolCall(name=call.name, arguments=text).parsed()
-            written["function"]["arguments"] = text if parsed is None else parsed
+            parsed = call.parsed()
+            written["function"]["name"] = self._inert(call.name)
+            written["function"]["arguments"] = self._tame(call.arguments if parsed is None else parsed)
             written["id"] = _nine(call.id or f"call_{number + 1}")
         if message.tool_call_id is not None:
             plain["tool_call_id"] = _nine(message.tool_call_id)
+        if message.name is not None:
+            plain["name"] = self._inert(message.name)
         return plain
+
+    def _tame(self, value: Any) -> Any:
+        """The same value with every text in it inert, keys included."""
+        if isinstance(value, str):
+            return self._inert(value)
+        if isinstance(value, dict):
+            return {self._inert(str(key)): self._tame(inner) for key, inner in value.items()}
+        return [self._tame(inner) for inner in value] if isinstance(value, list) else value
 
     def _inert(self, text: str) -> str:
         return self._forged.sub(lambda found: found[0][:1] + _ZERO_WIDTH_SPACE + found[0][1:], whole(text))

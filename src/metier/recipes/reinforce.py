@@ -83,16 +83,18 @@ def reinforce(context: Context, settings: Rl) -> Mapping[str, Any]:
     wants_reference = objective.needs_reference or settings.reward.kl > 0
     reference = _reference(context, settings, trainer) if wants_reference else None
     saver = saver_of(context, settings.name, trainer)
-    ahead = _Ahead(context, settings, supply)
     metrics: dict[str, float] = {}
-    while trainer.step_number < steps:
-        step = trainer.step_number // settings.updates
-        with saver.rescuing() if settings.updates == 1 else nullcontext():  # a step's part is no place to go on from
-            metrics = _step(context, settings, trainer, step, supply, reference, ahead)
-        context.emit(settings.name, "step", step=step + 1, steps=settings.steps, **metrics)
-        if settings.eval_every and (step + 1) % settings.eval_every == 0 and step + 1 < settings.steps:
-            _look(context, settings, trainer, step + 1)
-        saver.after_step()
+    with _Ahead(context, settings, supply) as ahead:
+        while trainer.step_number < steps:
+            step = trainer.step_number // settings.updates
+            with (
+                saver.rescuing() if settings.updates == 1 else nullcontext()
+            ):  # a step's part is no place to go on from
+                metrics = _step(context, settings, trainer, step, supply, reference, ahead)
+            context.emit(settings.name, "step", step=step + 1, steps=settings.steps, **metrics)
+            if settings.eval_every and (step + 1) % settings.eval_every == 0 and step + 1 < settings.steps:
+                _look(context, settings, trainer, step + 1)
+            saver.after_step()
     saver.finish()
     drop_value_head(trainer.model)
     context.hold(settings.name, trainer.model)
@@ -258,46 +260,62 @@ def _draw(context: Context, settings: Rl, model: PreTrainedModel, step: int, pla
         )
 
 
+_Order = tuple[int, PreTrainedModel, list[Plan], "Future[list[Episode]]"]
+
+
 class _Ahead:
     """Draws the episodes of later steps beside the training, each with a copy of the weights as they are now.
 
     Step k begins by ordering the episodes of step k + `staleness`, so what a step learns from was
-    drawn by weights at most so many steps old. `staleness` 0 orders nothing.
+    drawn by weights at most so many steps old. `staleness` 0 orders nothing. Use it as a context manager.
     """
 
     def __init__(self, context: Context, settings: Rl, supply: _Supply) -> None:
         self._context, self._settings, self._supply = context, settings, supply
         self._ordered: dict[int, Future[list[Episode]]] = {}
-        self._orders: queue.SimpleQueue[tuple[int, int, PreTrainedModel, list[Plan]]] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
+        self._over = False
         if settings.staleness:
             _ = context.renderer  # made once, before a second thread asks for it
             threading.Thread(target=self._work, name="metier-ahead", daemon=True).start()
 
+    def __enter__(self) -> _Ahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        self._orders.put(None)
+
     def order(self, step: int, model: PreTrainedModel) -> None:
         """Begin with what this step and those after it will learn from, as far as staleness allows."""
         wanted = range(step, min(step + self._settings.staleness + 1, self._settings.steps))
-        new = [later for later in wanted if later not in self._ordered] if self._settings.staleness else []
-        if not new:
-            return
-        copied = copy.deepcopy(model)
-        for later in new:
+        copied: PreTrainedModel | None = None
+        for later in wanted if self._settings.staleness else ():
+            if later in self._ordered:
+                continue
             plans = _plans(self._context, self._settings, later, self._supply.first(later), 0)
-            self._ordered[later] = Future()
-            self._orders.put((later, step, copied, plans))
+            future: Future[list[Episode]] = Future()
+            self._ordered[later] = future
+            if len(self._context.ledger.episodes(ids=[plan.id for plan in plans])) == len(plans):
+                future.set_result([])  # drawn before the run was stopped; the ledger has them
+                continue
+            copied = copied or copy.deepcopy(model)
+            self._orders.put((step, copied, plans, future))
 
     def take(self, step: int) -> list[Episode] | None:
         """What was ordered for a step; waits for it. None where nothing was."""
         ordered = self._ordered.pop(step, None)
-        return None if ordered is None else ordered.result()
+        return None if ordered is None else ordered.result() or None
 
     def _work(self) -> None:
-        while True:
-            later, step, model, plans = self._orders.get()
-            future = self._ordered[later]
+        while (order := self._orders.get()) is not None:
+            step, model, plans, future = order
             try:
-                future.set_result(_draw(self._context, self._settings, model, step, plans))
+                if not self._over:
+                    future.set_result(_draw(self._context, self._settings, model, step, plans))
             except BaseException as error:
                 future.set_exception(error)
+            del order, model, plans, future  # a whole copy of the model
 
 
 def _sample(

@@ -202,7 +202,13 @@ def _family(recipe: Recipe, base: Path) -> TaskFamily:
             )
         return family
     assert recipe.tasks.family is not None
-    return get_family(recipe.tasks.family, recipe.tasks.options)
+    options = {key: _beside(base, value) for key, value in recipe.tasks.options.items()}
+    return get_family(recipe.tasks.family, options)
+
+
+def _beside(base: Path, value: Any) -> Any:
+    """An option that names a Python file (`evals/sums.py:sums`) is meant beside the recipe, as all its paths are."""
+    return str(base / value) if isinstance(value, str) and ".py:" in value else value
 
 
 def _load_plugin(path: Path) -> None:

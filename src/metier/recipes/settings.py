@@ -217,6 +217,8 @@ class Evaluate(Settings):
             raise ValueError(
                 "a model behind an 'endpoint' takes the place of 'of', and its loss on a 'text' is not told"
             )
+        if self.endpoint is not None and self.sampling.top_k:
+            raise ValueError("an 'endpoint' takes no 'top_k'")
         return self
 
 
@@ -397,6 +399,13 @@ class Recipe(Settings):
                 trained.add(stage.name)
             if isinstance(stage, Demonstrate):
                 data.add(stage.name)
+        if self.engine.kind == "vllm":
+            for stage in self.stages:
+                truncates = isinstance(stage, (Evaluate, Rl)) and stage.sampling.temperature > 0
+                if truncates and (stage.sampling.top_p < 1 or stage.sampling.top_k):
+                    raise ValueError(f"stage {stage.name!r}: the vllm engine takes no 'top_p' and no 'top_k'")
+                if isinstance(stage, Rl) and stage.method == "ppo":
+                    raise ValueError(f"stage {stage.name!r}: ppo's value head cannot go to the vllm engine")
         learnt = {s.split for s in self.stages if isinstance(s, (Demonstrate, Rl))}
         measured = {split for s in self.stages if isinstance(s, Evaluate) for split in s.splits}
         if learnt & measured:

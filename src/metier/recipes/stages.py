@@ -201,15 +201,18 @@ def _demonstration(context: Context, stage: str, task: Task) -> Episode:
     rendered = context.renderer.render(messages, task.tools)
     state: Mapping[str, Any] = {}
     if task.environment is not None:  # play the calls once more, for the state in which they end
+        played = isinstance(task.environment.state.get("user"), str)  # by a model, which would say something else
         environment = environment_for(task)
-        for message in messages[len(task.messages) :]:
-            if message.role == "assistant":
-                for call in message.tool_calls:
-                    environment.call(call)
-                if not message.tool_calls:
-                    environment.reply(message.content)
-        state = environment.state()
-        environment.close()
+        try:
+            for message in messages[len(task.messages) :]:
+                if message.role == "assistant":
+                    for call in message.tool_calls:
+                        environment.call(call)
+                    if not message.tool_calls and not played:
+                        environment.reply(message.content)
+            state = environment.state()
+        finally:
+            environment.close()
     return Episode(
         id=plan_id(context.run_id, stage, task.id),
         task_id=task.id,

@@ -61,7 +61,8 @@ class Endpoint:
     ) -> None:
         """`usd_in` and `usd_out` are prices of a million tokens, `per_minute` bounds requests (0: no bound).
 
-        `key` may name an environment variable; `options` go into every request as they are.
+        `key` may name an environment variable; `options` go into every request, and one that is None takes
+        what is usual out, such as a `temperature` that a model does not take.
         Raises `ConfigError` where the package or the key is missing.
         """
         try:
@@ -73,9 +74,10 @@ class Endpoint:
         self._client = OpenAI(api_key=filled, base_url=base_url, max_retries=retries, timeout=seconds)
         self._prices = (usd_in / 1e6, usd_out / 1e6)
         self._options = dict(options or {})
-        self._pause = 60.0 / per_minute if per_minute else 0.0
+        self.pause = 60.0 / per_minute if per_minute else 0.0
         self._free_at = 0.0
         self._lock = threading.Lock()
+        self._turns = threading.BoundedSemaphore(at_once)
 
     def __enter__(self) -> Endpoint:
         return self
@@ -106,9 +108,11 @@ class Endpoint:
             asked["seed"] = seed % 2**31
         if logprobs:
             asked["logprobs"] = True
+        asked = {key: value for key, value in {**asked, **self._options}.items() if value is not None}
         self._wait()
         try:
-            answer = self._client.chat.completions.create(**{**asked, **self._options})
+            with self._turns:
+                answer = self._client.chat.completions.create(**asked)
         except Exception as error:  # the client's own errors, and what an answer that is no JSON makes it raise
             raise EndpointError(f"{self.model}: {_told(error)}") from error
         try:
@@ -134,10 +138,10 @@ class Endpoint:
 
     def _wait(self) -> None:
         """Keep to the pace: each request has a moment of its own."""
-        if self._pause:
+        if self.pause:
             with self._lock:
                 mine = max(self._free_at, monotonic())
-                self._free_at = mine + self._pause
+                self._free_at = mine + self.pause
             time.sleep(max(0.0, mine - monotonic()))
 
 
@@ -177,7 +181,8 @@ class _EndpointTalks:
     def __init__(self, endpoint: Endpoint, sampling: Sampling) -> None:
         self._endpoint, self._sampling = endpoint, sampling
         # A request bounds itself; this bounds all of its repetitions, should they hang.
-        self._workers: Workers[Reply] = Workers(endpoint.at_once, endpoint.seconds * (endpoint.retries + 2))
+        longest = endpoint.seconds * (endpoint.retries + 2) + endpoint.at_once * endpoint.pause
+        self._workers: Workers[Reply] = Workers(endpoint.at_once, longest)
         self._talks: dict[int, _Talk] = {}
 
     def begin(self, number: int, messages: Sequence[Message], tools: Sequence[Tool], seed: int) -> str | None:

@@ -18,6 +18,7 @@ from threading import Event
 from typing import Any
 
 from metier.base.clock import monotonic, now
+from metier.base.errors import ModelError
 from metier.base.ids import derive_id
 from metier.records.ledger import Ledger
 from metier.records.types import Boundary, Cost, Episode, Message, Sampling, StopReason, Task, ToolCall, Weights
@@ -128,9 +129,13 @@ class _Runner:
         """Hand a plan to the policy; one that it cannot begin ends at once."""
         live, number = _Live(plan, environment_for(plan.task), list(plan.task.messages)), len(self.live)
         self.live.append(live)
-        fault = self.talks.begin(number, plan.task.messages, plan.task.tools, plan.seed)
+        try:
+            fault = self.talks.begin(number, plan.task.messages, plan.task.tools, plan.seed)
+        except ModelError as error:  # its template cannot say this
+            fault = str(error)
         if fault is not None:
             live.stop, live.boundary, live.error = "error", "engine", fault
+            live.environment.close()
 
     def run(self) -> None:
         """Until every episode has ended."""
@@ -154,7 +159,7 @@ class _Runner:
             self._end(number, said.stop)
         elif live.calls > self._sampling.max_calls:
             self._end(number, "calls")
-        elif self._workers is None or not calls:
+        elif self._workers is None:
             self._told(number, _answers(live.environment, calls, text, self._tools.characters, Event()))
         else:
             self._workers.submit(
@@ -179,8 +184,11 @@ class _Runner:
             (0 < sampling.max_seconds <= spent, "time"),
         ]
         reason = next((reason for holds, reason in reasons if holds), None)
-        if reason is None and not self.talks.tell(number, answers.messages):
-            reason = "context"
+        if reason is None:
+            try:
+                reason = None if self.talks.tell(number, answers.messages) else "context"
+            except ModelError as error:  # its template cannot say this
+                live.error, live.boundary, reason = str(error), "engine", "error"
         if reason is not None:
             self._end(number, reason)
 
@@ -282,7 +290,7 @@ def _finish(
             completion_tokens=live.written,
             tool_calls=live.calls,
             seconds=live.seconds,
-            usd=kept.usd,
+            usd=kept.usd + getattr(live.environment, "usd", 0.0),
         ),
         created_at=now(),
     )

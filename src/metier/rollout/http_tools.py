@@ -27,7 +27,7 @@ import httpx2
 from metier.base.clock import monotonic
 from metier.base.errors import ConfigError
 from metier.records.types import Tool
-from metier.rollout.tools import BadCallError, RunnableTool
+from metier.rollout.tools import BadCallError, RunnableTool, writable
 from metier.tasks.protocol import EnvironmentFailure
 
 __all__ = ["HttpTool", "Method", "fill_from_environment"]
@@ -62,17 +62,22 @@ class HttpTool:
         return RunnableTool(self.record, lambda arguments: self._call(arguments, headers))
 
     def _call(self, arguments: Mapping[str, Any], headers: Mapping[str, str]) -> str:
+        writable(arguments)
         places = set(_PLACE.findall(self.url))
-        url = _PLACE.sub(lambda found: quote(_spell(arguments[found[1]]), safe=""), self.url)
+        for place in places:
+            if _spell(arguments[place]) in ("", ".", ".."):  # which would lead to another place
+                raise BadCallError(f"{place} cannot be {arguments[place]!r}")
+        url = httpx2.URL(_PLACE.sub(lambda found: quote(_spell(arguments[found[1]]), safe=""), self.url))
         rest = {key: value for key, value in arguments.items() if key not in places}
         in_query = self.method in ("GET", "DELETE")
+        if in_query and rest:
+            url = url.copy_merge_params({key: _spell(value) for key, value in rest.items()})
         until, wait = monotonic() + self.seconds, _WAIT
         for left in reversed(range(self.retries + 1)):
             try:
                 with httpx2.stream(
                     self.method,
                     url,
-                    params={key: _spell(value) for key, value in rest.items()} if in_query else None,
                     json=None if in_query else rest,
                     headers=dict(headers),
                     timeout=max(0.1, until - monotonic()),

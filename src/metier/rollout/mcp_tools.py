@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
+from metier.base.clock import monotonic
 from metier.base.errors import ConfigError, DataError
 from metier.records.types import Tool
 from metier.rollout.http_tools import fill_from_environment
-from metier.rollout.tools import BadCallError, RunnableTool
+from metier.rollout.tools import BadCallError, RunnableTool, writable
 from metier.tasks.protocol import EnvironmentFailure
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class McpServer:
         self.name, self._seconds = name, seconds
         self._lock = threading.Lock()
         self._connection: _Connection | None = None
+        self._failed: tuple[float, Exception] | None = None  # until when connecting is not tried again
+        self._closed = False
         atexit.register(self.close)
 
     def __enter__(self) -> McpServer:
@@ -116,15 +119,19 @@ class McpServer:
     def call(self, name: str, arguments: Mapping[str, Any]) -> str:
         """Call a tool; its text. Raises `BadCallError` or `EnvironmentFailure`."""
         from mcp import MCPError
-        from mcp_types import INVALID_PARAMS, METHOD_NOT_FOUND
+        from mcp_types import CONNECTION_CLOSED, INVALID_PARAMS, METHOD_NOT_FOUND
 
+        writable(arguments)
         connection = self._live()
         try:
             result = connection.call(name, arguments)
         except MCPError as error:
             if error.code in (INVALID_PARAMS, METHOD_NOT_FOUND):
                 raise BadCallError(error.message) from error
-            self._drop(connection)
+            if error.code == CONNECTION_CLOSED:
+                self._drop(connection)
+            raise self._failure(error) from error
+        except TimeoutError as error:  # the others go on
             raise self._failure(error) from error
         except Exception as error:
             self._drop(connection)
@@ -137,6 +144,7 @@ class McpServer:
     def close(self) -> None:
         """Let go of the server; one that was started here ends."""
         with self._lock:
+            self._closed = True
             connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -144,10 +152,15 @@ class McpServer:
 
     def _live(self) -> _Connection:
         with self._lock:
+            if self._closed:
+                raise EnvironmentFailure(f"MCP server {self.name!r} has been closed")
             if self._connection is None:
+                if self._failed is not None and monotonic() < self._failed[0]:
+                    raise self._failure(self._failed[1])  # it was tried a moment ago
                 try:
                     self._connection = _Connection(self._place, self._seconds)
                 except Exception as error:
+                    self._failed = (monotonic() + self._seconds, error)
                     raise self._failure(error) from error
             return self._connection
 
@@ -178,6 +191,7 @@ class _Connection:
         self._over = asyncio.Event()
         self._client: Client | None = None
         self._ready: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._task = self._loop.create_task(self._live())
         self._thread = threading.Thread(target=self._run, name="metier-mcp", daemon=True)
         self._thread.start()
         try:
@@ -197,14 +211,16 @@ class _Connection:
             raise
 
     def close(self) -> None:
-        """End the client and its thread."""
-        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
-            self._loop.call_soon_threadsafe(self._over.set)
+        """End the client and its thread; the server, where it was started here."""
+        for let_go in (self._over.set, self._task.cancel):  # in good order, or while it still connects
+            with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+                self._loop.call_soon_threadsafe(let_go)
+            self._thread.join(5.0 if self._client is not None else 0.2)
         self._thread.join(10.0)
 
     def _run(self) -> None:
         try:
-            self._loop.run_until_complete(self._live())
+            self._loop.run_until_complete(self._task)
         except BaseException as error:
             if not self._ready.done():
                 self._ready.set_exception(error)

@@ -30,7 +30,7 @@ from metier.base.errors import DataError
 from metier.records.types import Tool, ToolCall
 from metier.tasks.protocol import EnvironmentFailure
 
-__all__ = ["BadCallError", "RunnableTool", "ToolBox", "describe", "get_tool", "register_tool", "tool"]
+__all__ = ["BadCallError", "RunnableTool", "ToolBox", "describe", "get_tool", "register_tool", "tool", "writable"]
 
 _JSON_TYPES: dict[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _tools: dict[str, RunnableTool] = {}
@@ -99,6 +99,14 @@ def describe(function: Callable[..., Any]) -> Tool:
     description = (inspect.getdoc(function) or function.__name__).splitlines()[0]
     schema = {"type": "object", "properties": properties, "required": required}
     return Tool(name=function.__name__, description=description, parameters=schema)
+
+
+def writable(arguments: Mapping[str, Any]) -> None:
+    """Raises `BadCallError` for arguments that cannot be sent: numbers that are none, halves of characters."""
+    try:
+        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise BadCallError(f"the arguments cannot be written: {error}") from error
 
 
 class ToolBox:

@@ -42,6 +42,7 @@ class WithUser:
         self._inner, self._user = inner, user
         self._heard = [m for m in opening if m.role in ("user", "assistant")]
         self._replies = 0
+        self.usd = 0.0  # what playing it cost
 
     def call(self, call: ToolCall) -> str:
         """See `Environment.call`."""
@@ -75,8 +76,11 @@ class WithUser:
         heard = [Message(role=turned[m.role], content=m.content) for m in self._heard]  # type: ignore[arg-type]
         opened = [Message(role="user", content="…")] if heard[0].role == "assistant" else []
         try:
-            said = _player.chat([part, *opened, *heard], sampling=_SPEAKS).message.content.strip()
+            reply = _player.chat([part, *opened, *heard], sampling=_SPEAKS)
         except EndpointError as error:
             raise EnvironmentFailure(f"the simulated user failed: {error}") from error
-        words = said.replace(DONE, "").strip()
-        return words if words and DONE not in said else None
+        self.usd += reply.usd
+        said = reply.message.content.strip()
+        if not said:
+            raise EnvironmentFailure("the simulated user failed: the model that plays it said nothing")
+        return None if DONE in said else said

@@ -115,8 +115,11 @@ def main(arguments: list[str]) -> None:
         print(json.dumps({"listening": server.getsockname()[:2]}), file=out, flush=True)
         while True:
             connection, _ = server.accept()
-            with connection, connection.makefile("r") as lines, connection.makefile("w") as answers:
-                serve(host, lines, answers)
+            try:
+                with connection, connection.makefile("r") as lines, connection.makefile("w") as answers:
+                    serve(host, lines, answers)
+            except OSError:  # who asked has gone; the next one may come
+                continue
 
 
 if __name__ == "__main__":

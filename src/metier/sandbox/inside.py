@@ -28,19 +28,33 @@ def main() -> None:
     for number in (0, 1, 2):
         os.dup2(null, number)
     print(json.dumps({"ready": True}), file=out, flush=True)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
     for line in lines:
         asked = json.loads(line)
         try:
             answer = {"write": _write, "read": _read, "run": _run}[asked["do"]](asked)
-        except OSError as error:
-            answer = {"error": f"{type(error).__name__}: {error.strerror or error}", "full": error.errno == 28}
-        print(json.dumps(answer), file=out, flush=True)
+        except Exception as error:  # whatever it was asked with, it goes on
+            full = isinstance(error, OSError) and error.errno == 28
+            said = error.strerror if isinstance(error, OSError) and error.strerror else error
+            answer = {"error": f"{type(error).__name__}: {said}", "full": full}
+        print(json.dumps({**answer, "mark": asked["mark"]}), file=out, flush=True)
 
 
 def _write(asked: dict[str, Any]) -> dict[str, Any]:
+    """Write a file and no link; nothing else runs meanwhile that could put one there."""
     path = os.path.join("/work", asked["path"])
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    if (
+        os.path.realpath(folder) != folder
+        or os.path.islink(path)
+        or (os.path.exists(path) and not os.path.isfile(path))
+    ):
+        raise OSError(f"{asked['path']} is or goes through a link, or is no file")
+    with open(
+        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644), "w", encoding="utf-8"
+    ) as file:
         file.write(asked["text"])
     return {}
 
@@ -53,20 +67,25 @@ def _read(asked: dict[str, Any]) -> dict[str, Any]:
         names[:] = sorted(name for name in names if name != "__pycache__")
         for name in sorted(files):
             path = os.path.join(folder, name)
-            if os.path.islink(path) or not os.path.isfile(path) or os.path.getsize(path) > left:
-                continue
-            with contextlib.suppress(UnicodeDecodeError), open(path, encoding="utf-8") as file:
-                found[os.path.relpath(path, "/work")] = text = file.read()
+            with contextlib.suppress(OSError, UnicodeError):  # one that cannot be read is none
+                if os.path.islink(path) or not os.path.isfile(path) or os.path.getsize(path) > left:
+                    continue
+                with open(path, encoding="utf-8") as file:
+                    text = file.read()
+                found[os.path.relpath(path, "/work")] = text
                 left -= len(text.encode())
     return {"files": found}
 
 
 def _run(asked: dict[str, Any]) -> dict[str, Any]:
     def limit() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_DFL)
         memory = asked["memory"]
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        resource.setrlimit(resource.RLIMIT_NPROC, (asked["processes"], asked["processes"]))
 
     began = time.monotonic()
     process = subprocess.Popen(

@@ -8,8 +8,9 @@ whatever a command leaves behind; outside, memory and processes are counted whil
 and a workspace that takes too much is ended whole.
 
 It refuses (`SandboxUnavailableError`) where bubblewrap is missing or does not hold; nothing is
-ever run bare. Not kept out: what a hole in the kernel lets through, and how much processor
-time is used within the seconds given.
+ever run bare. Not kept out: what a hole in the kernel lets through, how much processor time is
+used within the seconds given, and memory that belongs to no process (memfd, System V), which
+is only seen when the machine's own runs out.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import contextlib
 import functools
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +38,7 @@ Kind = Literal["ok", "failed", "timeout", "memory", "output", "disk", "crashed"]
 
 _INSIDE = Path(__file__).with_name("inside.py")
 _LOOK = 0.02  # seconds between two looks at what a sandbox holds
+_LEAST_LEFT = 0.03  # of the machine's memory
 _GRACE = 5.0  # seconds beyond its own for a command, before the sandbox is taken to be stuck
 
 
@@ -90,6 +94,7 @@ class Workspace:
             "seconds": limits.seconds,
             "memory": limits.memory_mb << 20,
             "output": limits.output_bytes,
+            "processes": limits.processes + 1000,  # threads of this user; counted by the machine, and not for root
         }
         began = monotonic()
         answer, why = self._ask(asked, limits.seconds + _GRACE)
@@ -111,11 +116,14 @@ class Workspace:
 
     def write(self, path: str, text: str) -> Outcome:
         """Put a file under /work."""
-        clean = os.path.normpath(path)
-        if os.path.isabs(clean) or clean.startswith(".."):
-            return Outcome(kind="failed", said=f"{path} is outside of the workspace")
         if self._process.poll() is not None:
             self._start()
+        return self._put(path, text)
+
+    def _put(self, path: str, text: str) -> Outcome:
+        clean = os.path.normpath(path)
+        if os.path.isabs(clean) or clean.startswith("..") or clean == ".":
+            return Outcome(kind="failed", said=f"{path} is outside of the workspace")
         answer, why = self._ask({"do": "write", "path": clean, "text": text}, _GRACE)
         if answer is None:
             return Outcome(kind=why)
@@ -124,11 +132,18 @@ class Workspace:
         return Outcome(kind="ok", code=0)
 
     def files(self, most_bytes: int = 200_000) -> dict[str, str]:
-        """The text files under /work, as far as they go into so many bytes; those it began with, where it was ended."""
+        """The text files under /work, as far as they go into so many bytes; those it began with, where it was ended.
+
+        Raises `SandboxUnavailableError` where they cannot be read.
+        """
         if self._process.poll() is not None:
             return dict(self._files)
-        answer, _ = self._ask({"do": "read", "most": most_bytes}, _GRACE)
-        return dict(self._files) if answer is None or "error" in answer else dict(answer["files"])
+        answer, why = self._ask({"do": "read", "most": most_bytes}, _GRACE)
+        if answer is None or "error" in answer:
+            raise SandboxUnavailableError(
+                f"the workspace's files could not be read: {why if answer is None else answer}"
+            )
+        return dict(answer["files"])
 
     def close(self) -> None:
         """End it, with everything in it."""
@@ -142,27 +157,30 @@ class Workspace:
     def _start(self) -> None:
         if hasattr(self, "_process"):
             self.close()
-        self._process = subprocess.Popen(
-            [*_bubblewrap(self._limits.disk_mb << 20), *_python(), "/inside.py"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        self._process = _spawn([*_bubblewrap(self._limits.disk_mb << 20), *_python(), "/inside.py"])
         ready, _ = self._answer(_GRACE)
         if ready is None:
             self.close()
-            raise SandboxUnavailableError("the sandbox did not start; run `metier doctor`")
+            raise SandboxUnavailableError("the sandbox did not start")
         for path, text in self._files.items():
-            self.write(path, text)
+            put = self._put(path, text)
+            if put.kind != "ok":
+                self.close()
+                raise SandboxUnavailableError(f"file {path!r} of the task cannot be written: {put.kind} {put.said}")
 
     def _ask(self, asked: Mapping[str, Any], seconds: float) -> tuple[dict[str, Any] | None, Kind]:
         assert self._process.stdin is not None
+        mark = secrets.token_hex(16)  # an answer must have it, so none can be written beforehand
         try:
-            print(json.dumps(asked), file=self._process.stdin, flush=True)
+            print(json.dumps({**asked, "mark": mark}), file=self._process.stdin, flush=True)
         except OSError:
             return None, "crashed"
-        return self._answer(seconds)
+        answer, why = self._answer(seconds)
+        if answer is not None and answer.get("mark") != mark:
+            self._process.kill()
+            self._process.wait()
+            return None, "crashed"
+        return answer, why
 
     def _answer(self, seconds: float) -> tuple[dict[str, Any] | None, Kind]:
         """The next line from inside, or why there is none; then the sandbox has been ended."""
@@ -175,7 +193,7 @@ class Workspace:
         while reader.is_alive() and not why:
             reader.join(_LOOK)
             memory, processes = _held(self._process.pid)
-            if memory > self._limits.memory_mb << 20 or processes > self._limits.processes + 3:
+            if memory > self._limits.memory_mb << 20 or processes > self._limits.processes + 3 or _machine_is_full():
                 why = "memory"
             elif monotonic() > until:
                 why = "timeout"
@@ -214,7 +232,8 @@ def _bubblewrap(size: int) -> list[str]:
     if not base.startswith("/usr"):
         out += ["--ro-bind", base, base]
     out += ["--proc", "/proc", "--dev", "/dev", "--size", str(size), "--tmpfs", "/tmp", "--size", str(size)]
-    out += ["--tmpfs", "/work", "--ro-bind", str(_INSIDE), "/inside.py", "--chdir", "/work"]
+    out += ["--tmpfs", "/work", "--size", str(size), "--tmpfs", "/dev/shm", "--ro-bind", str(_INSIDE), "/inside.py"]
+    out += ["--remount-ro", "/dev", "--remount-ro", "/", "--disable-userns", "--chdir", "/work"]
     return [*out, "--uid", "65534", "--gid", "65534", "--hostname", "workspace", "--cap-drop", "ALL"]
 
 
@@ -247,6 +266,31 @@ def _probe() -> None:
             raise SandboxUnavailableError(f"bubblewrap does not run here: {done.stderr.strip()[-300:]}")
         if "2" in done.stdout:
             raise SandboxUnavailableError(f"bubblewrap does not hold here: it lets through {what}")
+
+
+def _spawn(argv: Sequence[str]) -> subprocess.Popen[str]:
+    """Start a sandbox from a thread that lives as long as this process: it is to die with its parent, a thread."""
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    return _spawner().submit(start).result()
+
+
+@functools.cache
+def _spawner() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="metier-sandbox")
+
+
+def _machine_is_full() -> bool:
+    """Whether nearly no memory is left: what is held in files of memory counts for no process."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        told = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        total, left = (int(told[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
+        return left < total * _LEAST_LEFT
+    return False
 
 
 def _held(root: int) -> tuple[int, int]:

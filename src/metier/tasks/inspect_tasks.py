@@ -18,6 +18,7 @@ the extra `inspect`.
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import json
 from collections.abc import Coroutine, Mapping, Sequence
@@ -107,8 +108,9 @@ def question(task: str, arguments: str, number: int) -> tuple[Message, ...]:
 def grade(task: str, arguments: str, number: int, text: str) -> dict[str, tuple[float, str]]:
     """What each scorer of the task says of an answer: a number, 1 being right, and its explanation."""
     loaded = _load(task, arguments)
-    state, calls = _answered(loaded, number, text)
-    assert calls == 1, "it was looked at when the task was loaded"
+    state, calls, asked = _answered(loaded, number, text)
+    if calls != 1 or asked != question(task, arguments, number):  # it draws lots, or depends on the answer
+        raise DataError("the solver asks otherwise than before, so what was answered cannot be scored")
     return _run(_score(loaded, state))
 
 
@@ -184,20 +186,21 @@ def _asked(loaded: Any, number: int) -> Any:
     raise DataError("never asks the model")
 
 
-def _answered(loaded: Any, number: int, text: str) -> tuple[Any, int]:
-    """The state at the solver's end when the model says `text`, and how often it was asked."""
+def _answered(loaded: Any, number: int, text: str) -> tuple[Any, int, tuple[Message, ...]]:
+    """The state at the solver's end when the model says `text`; how often it was asked, and what at first."""
     from inspect_ai.model import ChatMessageAssistant, ModelOutput
 
-    calls = 0
+    calls, asked = 0, tuple[Message, ...]()
 
     async def answer(state: Any, *_: Any, **__: Any) -> Any:
-        nonlocal calls
+        nonlocal calls, asked
         calls += 1
+        asked = asked or tuple(_message(message) for message in state.messages)
         state.messages.append(ChatMessageAssistant(content=text))
         state.output = ModelOutput.from_content(str(state.model), text)
         return state
 
-    return _run(loaded.solver(_state(loaded, number), answer)), calls
+    return _run(loaded.solver(_state(loaded, number), answer)), calls, asked
 
 
 def _state(loaded: Any, number: int) -> Any:
@@ -205,7 +208,7 @@ def _state(loaded: Any, number: int) -> Any:
     from inspect_ai.scorer import Target
     from inspect_ai.solver import TaskState
 
-    sample = loaded.dataset[number]
+    sample = copy.deepcopy(loaded.dataset[number])  # solvers write into messages
     said = [ChatMessageUser(content=sample.input)] if isinstance(sample.input, str) else list(sample.input)
     return TaskState(
         model=ModelName("metier/policy"),

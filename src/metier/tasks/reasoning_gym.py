@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -120,8 +121,39 @@ def entry_of(dataset: str, config: str, seed: int, place: int) -> Mapping[str, A
     return entry
 
 
+# Datasets whose scorer runs the answer as Python or hands it to sympy, which does the same: only what cannot do
+# harm reaches them. Lists of words and numbers without a call or product; sums; and formulas of small powers.
+_LISTS = re.compile(r"[\[\]'\",\w\s.-]*")
+_SUMS = re.compile(r"[0-9+\-*/().=\s]*")
+_FORMULAS = re.compile(r"(?:[0-9+\-*/^().\s]|(?<![A-Za-z])(?:[A-Za-z]|sin|cos|tan|exp|log|ln|sqrt|pi)(?![A-Za-z]))*")
+# A power of a small number, a small fraction or one letter, and no power of that.
+_POWER = re.compile(
+    r"\s*(?:-?\s*[0-9]{1,2}(?![0-9.])|[A-Za-z](?![A-Za-z0-9])|\(\s*-?\s*[0-9]{1,2}\s*(?:/\s*[0-9]{1,2}\s*)?\))(?!\s*\*\*)"
+)
+_RUNS_ANSWERS = {
+    "binary_matrix": _LISTS, "n_queens": _LISTS, "spiral_matrix": _LISTS, "string_insertion": _LISTS,
+    "countdown": _SUMS, "puzzle24": _SUMS,
+    "intermediate_integration": _FORMULAS, "polynomial_multiplication": _FORMULAS, "simple_integration": _FORMULAS,
+}  # fmt: skip
+_LONGEST = 2000  # characters of such an answer
+
+
+def harmless(dataset: str, answer: str) -> bool:
+    """Whether an answer may be shown to the dataset's own scorer."""
+    form = _RUNS_ANSWERS.get(dataset)
+    if form is None:
+        return True
+    if len(answer) > _LONGEST or "__" in answer or form.fullmatch(answer) is None:
+        return False
+    powers = [found.end() for found in re.finditer(r"\*\*", answer)]
+    if form is _SUMS:
+        return not powers
+    of_brackets = len(re.findall(r"\)\s*\*\*", answer))
+    return of_brackets <= 1 and all(_POWER.match(answer, end) for end in powers)
+
+
 def score(dataset: str, config: str, seed: int, place: int, answer: str) -> float:
-    """What the dataset gives for an answer, 0 to 1; 0 where it fails to read it.
+    """What the dataset gives for an answer, 0 to 1; 0 where it fails to read it, or must not be shown it.
 
     Some give full marks to anything that they cannot read. Where a dataset gives them to nonsense,
     it is not asked: the answer must be its own.
@@ -134,6 +166,8 @@ def score(dataset: str, config: str, seed: int, place: int, answer: str) -> floa
         except Exception:  # whatever a dataset's reading of odd text may raise
             return 0.0
 
+    if not harmless(dataset, answer):
+        return 0.0
     if given(_NONSENSE) >= 1.0:
         return float(answer.strip().casefold() == str(entry["answer"]).strip().casefold())
     return given(answer)
