@@ -401,9 +401,10 @@ class Recipe(Settings):
                 data.add(stage.name)
         if self.engine.kind == "vllm":
             for stage in self.stages:
-                truncates = isinstance(stage, (Evaluate, Rl)) and stage.sampling.temperature > 0
-                if truncates and (stage.sampling.top_p < 1 or stage.sampling.top_k):
-                    raise ValueError(f"stage {stage.name!r}: the vllm engine takes no 'top_p' and no 'top_k'")
+                if isinstance(stage, (Evaluate, Rl)):
+                    s = stage.sampling
+                    if s.temperature > 0 and (s.top_p < 1 or s.top_k):
+                        raise ValueError(f"stage {stage.name!r}: the vllm engine takes no 'top_p' and no 'top_k'")
                 if isinstance(stage, Rl) and stage.method == "ppo":
                     raise ValueError(f"stage {stage.name!r}: ppo's value head cannot go to the vllm engine")
         learnt = {s.split for s in self.stages if isinstance(s, (Demonstrate, Rl))}
