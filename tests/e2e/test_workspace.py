@@ -93,7 +93,7 @@ else:
 HELD = {
     "the network": "import socket; socket.create_connection(('127.0.0.1', PORT), 1)",
     "files of the machine": "open('/etc/passwd').read()",
-    "files of people": "open('/root/.profile')",
+    "files of people": "import os; open(os.path.expanduser('~root') + '/.profile')",
     "this checkout": "open('HERE').read()",
     "system programs": "open('/usr/bin/metier-was-here', 'w')",
     "the supervisor": "open('/inside.py', 'w')",
@@ -122,7 +122,7 @@ def test_what_a_command_leaves_behind_ends_with_it(workspace: Workspace) -> None
     began = time.monotonic()
     done = workspace.run(["/bin/sh", "-c", "(sleep 30; echo late > late.txt) & echo now"])
     assert (done.kind, done.said) == ("ok", "now\n") and time.monotonic() - began < 2
-    assert workspace.run(["/bin/sh", "-c", "ls /proc | grep -c '^[0-9]'"]).said.strip() in ("4", "5")
+    assert "sleep" not in workspace.run(["/bin/sh", "-c", "cat /proc/[0-9]*/comm"]).said
 
 
 @needs_bubblewrap

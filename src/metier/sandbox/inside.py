@@ -19,6 +19,8 @@ import sys
 import time
 from typing import Any
 
+__all__ = ["main"]
+
 
 def main() -> None:
     """Serve until the pipe closes."""
