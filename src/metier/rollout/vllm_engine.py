@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import selectors
 import socket
 import subprocess
 import tempfile
@@ -218,6 +219,11 @@ class _Remote:
     ) -> None:
         """`close` ends it and tells what it last complained of."""
         self._lines, self._out, self._close, self._process = lines, out, close, process
+        with selectors.DefaultSelector() as selector:
+            selector.register(lines, selectors.EVENT_READ)
+            if not selector.select(_STARTS_IN):
+                close()
+                raise ModelError(f"the vLLM worker has not loaded its model in {_STARTS_IN:g} s")
         self.context = int(self._read()["context"])
 
     @classmethod
@@ -261,7 +267,7 @@ class _Remote:
             connection = socket.create_connection((host, int(port)), timeout=10)
         except (OSError, ValueError) as error:
             raise ConfigError(f"no vLLM worker answers at {address!r}: {error}") from error
-        connection.settimeout(_STARTS_IN)
+        connection.settimeout(None)
         lines, out = connection.makefile("r"), connection.makefile("w")
 
         def close() -> str:
