@@ -383,16 +383,18 @@ def main() -> None:
         "grpo": lambda: grpo(options.rounds),
         "tools": tools,
     }
-    lines: list[str] = []
-    for name in [options.only] if options.only else parts:
-        lines += parts[name]()
+    lines = [
+        f"# Sampling\n\n{__doc__.strip()}\n",  # type: ignore[union-attr]
+        "| what | side | measured | Metier is faster by |",
+        "|---|---|---|---|",
+    ]
     from metier.recipes.runner import _hardware
 
     hardware = ", ".join(f"{key} {value}" for key, value in _hardware().items())
-    head = ["| what | side | measured | Metier is faster by |", "|---|---|---|---|"]
-    text = "\n".join([f"# Sampling\n\n{__doc__.strip()}\n", *head, *lines, f"\n{hardware}; {options.rounds} rounds\n"])
-    print(text)
-    Path(options.out).write_text(text)
+    for name in [options.only] if options.only else parts:
+        lines += parts[name]()
+        Path(options.out).write_text("\n".join([*lines, f"\n{hardware}; {options.rounds} rounds\n"]))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
