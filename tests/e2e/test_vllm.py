@@ -170,6 +170,7 @@ def test_a_worker_that_dies_is_told_of(tmp_path: Path, renderer: Renderer) -> No
         VllmEngine(tmp_path / "nowhere", python=os.environ["METIER_VLLM"], settings=OPTIONS)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_grpo_samples_in_vllm_with_an_adapter_and_learns_from_what_it_drew(tmp_path: Path) -> None:
     from metier.recipes.runner import run
     from metier.recipes.settings import Recipe
