@@ -20,7 +20,6 @@ with the same episodes and tools that answer at once.
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import random
 import resource
@@ -30,15 +29,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from train_speed import Side, alternate
 
 from metier.base.memory import keep_freed_memory, resident_bytes
 from metier.models.hub import load_model, load_tokenizer
-from metier.models.renderer import get_renderer
-from metier.records.types import Message, Sampling, Task, Weights
+from metier.models.renderer import Renderer, get_renderer
+from metier.recipes.runner import hardware
+from metier.records.types import Message, Sampling, Task, ToolCall, Weights
 from metier.rollout.engine import Engine, Request, converse
 from metier.rollout.episodes import Plan, ToolLimits, run_episodes
 from metier.rollout.policy import EnginePolicy
@@ -54,7 +56,6 @@ from metier.train.packing import Example
 MODEL = "smollm2"
 ROWS = 32
 PROMPTS = 4
-Run = Callable[[], float]  # one round; returns its seconds
 
 
 def prompts(seed: int) -> list[tuple[tuple[int, ...], int]]:
@@ -86,7 +87,7 @@ def drawn_by(engine: Engine, asked: list[Request]) -> None:
     assert [found[n] for n in range(len(asked))] == [r.sampling.max_turn_tokens for r in asked]
 
 
-def metier(kind: str) -> Run:
+def metier(kind: str) -> Side:
     """The torch engine, made anew each time, as after an optimiser step."""
     model, rounds = load_model(MODEL, dtype=torch.bfloat16), iter(range(1000))
 
@@ -98,7 +99,7 @@ def metier(kind: str) -> Run:
     return run
 
 
-def generate(kind: str) -> Run:
+def generate(kind: str) -> Side:
     """`generate` on one padded batch; it goes on until the longest request is done."""
     from transformers import GenerationConfig
 
@@ -122,7 +123,7 @@ def generate(kind: str) -> Run:
     return run
 
 
-def through_vllm(kind: str, engine: VllmEngine) -> Run:
+def through_vllm(kind: str, engine: VllmEngine) -> Side:
     """vLLM, whose prefix cache keeps the system prompts from round to round, which is to its advantage."""
     rounds = iter(range(1000))
 
@@ -132,18 +133,6 @@ def through_vllm(kind: str, engine: VllmEngine) -> Run:
         return time.perf_counter() - began
 
     return run
-
-
-def alternate(rounds: int, sides: dict[str, Run]) -> dict[str, float]:
-    """The median seconds of each side; the first round warms up."""
-    found: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, run in sides.items():
-            gc.collect()
-            seconds = run()
-            found[name] += [seconds] if number else []
-            print(f"round {number} {name}: {seconds:.2f} s", flush=True)
-    return {name: statistics.median(some) for name, some in found.items()}
 
 
 def sampling(rounds: int, vllm: str | None) -> list[str]:
@@ -163,7 +152,7 @@ def sampling(rounds: int, vllm: str | None) -> list[str]:
             sides = {"Metier": metier(kind), "transformers generate": generate(kind)}
             if engine is not None:
                 sides["vLLM"] = through_vllm(kind, engine)
-            found, wanted = alternate(rounds, sides), sum(lengths(kind))
+            found, wanted = alternate(rounds, sides, "s"), sum(lengths(kind))
             title = "64 tokens each" if kind == "equal" else f"{kind} tokens"
             for name, seconds in found.items():
                 lines.append(f"| {title} | {name} | {wanted / seconds:.0f} tok/s | {seconds / found['Metier']:.2f} |")
@@ -254,7 +243,7 @@ class Clock:
         self.seconds: list[float] = []
         self.between: list[float] = []
 
-    def callback(self, step: Run) -> Any:
+    def callback(self, step: Side) -> Any:
         """What TRL's trainer calls."""
         from transformers import TrainerCallback
 
@@ -294,8 +283,6 @@ def look_slowly(number: int) -> str:
 
 def tools() -> list[str]:
     """Episodes of three turns, each of which calls the tool, with as many episodes under way as the engine lets."""
-    from metier.models.renderer import Renderer
-
     renderer = get_renderer(load_tokenizer(MODEL))
     found, memory = {}, 0.0
 
@@ -311,8 +298,6 @@ def tools() -> list[str]:
         stop_ids: frozenset[int] = frozenset()
 
         def parse(self, token_ids: Any) -> Message:
-            from metier.records.types import ToolCall
-
             call = ToolCall(name=self._name, arguments=f'{{"number": {len(token_ids)}}}')
             return Message(role="assistant", tool_calls=(call,))
 
@@ -350,8 +335,6 @@ class _Ending:
         self._inner, self.context = inner, inner.context
 
     def session(self, on_word: Any = None) -> Any:
-        from dataclasses import replace
-
         session = self._inner.session(on_word)
         step = session.step
         session.step = lambda: [(n, replace(drawn, stop="stop")) for n, drawn in step()]  # type: ignore[method-assign]
@@ -388,12 +371,10 @@ def main() -> None:
         "| what | side | measured | Metier is faster by |",
         "|---|---|---|---|",
     ]
-    from metier.recipes.runner import _hardware
-
-    hardware = ", ".join(f"{key} {value}" for key, value in _hardware().items())
+    machine = ", ".join(f"{key} {value}" for key, value in hardware().items())
     for name in [options.only] if options.only else parts:
         lines += parts[name]()
-        Path(options.out).write_text("\n".join([*lines, f"\n{hardware}; {options.rounds} rounds\n"]))
+        Path(options.out).write_text("\n".join([*lines, f"\n{machine}; {options.rounds} rounds\n"]))
     print("\n".join(lines))
 
 

@@ -125,15 +125,15 @@ def own_rows(n: int) -> list[dict[str, Any]]:
     ]
 
 
-def alternate(rounds: int, sides: dict[str, Side]) -> dict[str, float]:
-    """The median tokens per second of each side."""
+def alternate(rounds: int, sides: dict[str, Side], unit: str = "tok/s") -> dict[str, float]:
+    """The median of what each side's runs return; the first round warms up."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, run in sides.items():
             gc.collect()
             rate = run()
             found[name] += [rate] if number else []
-            print(f"round {number} {name}: {rate:.0f} tok/s", flush=True)
+            print(f"round {number} {name}: {rate:.4g} {unit}", flush=True)
     return {name: statistics.median(rates) for name, rates in found.items()}
 
 

@@ -77,32 +77,19 @@ def plain():
 
 
 def main() -> None:
-    from dataclasses import replace
+    from family_checks import check_refused, check_splits, verdict
 
-    from metier.base.errors import ConfigError
-    from metier.feedback.verifiers.protocol import Attempt
-    from metier.feedback.verifiers.registry import get_verifier
-    from metier.records.types import Message
     from metier.tasks.registry import get_family
 
     def family(name: str, **arguments: int):
         return get_family("inspect", {"task": f"{__file__}:{name}", "arguments": arguments})
 
-    def verdict(one, said: str):
-        (spec,) = one.verifiers
-        attempt = Attempt(messages=(*one.messages, Message(role="assistant", content=said)))
-        return get_verifier(spec.name).verify(one, attempt, spec.params)
-
+    check_splits(family, "sums")
     made = family("sums").tasks("all", 100, 1)
-    assert len(made) == 40
     one = next(t for t in made if t.answer["target"] == "14")
     assert [m.role for m in one.messages] == ["system", "user"]
     assert one.messages[1].content == "What is 7 plus 7?\nOnly the number."
     assert (verdict(one, "14").score, verdict(one, "It is 14.").score, verdict(one, "15").score) == (1.0, 1.0, 0.0)
-    assert verdict(replace(one, messages=one.messages[1:]), "14").status == "unscored"
-    parts = [{t.id for t in family("sums").tasks(split, 100, 1)} for split in ("train", "heldout", "demo")]
-    assert sum(map(len, parts)) == 40 and len(set.union(*parts)) == 40
-    assert len(family("sums", n=3).tasks("all", 100, 1)) == 3
 
     (one,) = family("choices").tasks("all", 5, 1)
     assert "A) a car" in one.messages[0].content and "B) a pear" in one.messages[0].content
@@ -114,17 +101,11 @@ def main() -> None:
     assert (found.score, found.parts) == (0.0, {"includes": 1.0, "exact": 0.0})
     assert verdict(one, "hello").score == 1.0
 
-    for name, why in (
+    check_refused(family, (
         ("graded", "is scored by a model"), ("tooled", "uses tools"), ("twice", "asks the model 2 times"),
         ("boxed", "needs a sandbox"), ("silent", "never asks the model"), ("nothing", "there is no task of Inspect"),
         ("plain", "returns no inspect_ai.Task"),
-    ):  # fmt: skip
-        try:
-            family(name)
-        except ConfigError as error:
-            assert why in str(error), error
-        else:
-            raise AssertionError(f"{name} was taken")
+    ))  # fmt: skip
     print("all held")
 
 

@@ -6,12 +6,13 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from httpd import serving
 from metier.base.errors import ConfigError
 from metier.models.hub import load_model, load_tokenizer
 from metier.models.renderer import get_renderer
@@ -76,14 +77,8 @@ def answer(said: str | dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def flaky() -> Iterator[str]:
     Flaky.script, Flaky.asked = ["Hi."], []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Flaky)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Flaky) as url:
+        yield f"{url}/v1"
     played_by(None)
 
 

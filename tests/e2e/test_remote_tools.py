@@ -10,12 +10,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from httpd import serving
 from metier.base.errors import ConfigError, DataError
 from metier.recipes.settings import ToolSettings
 from metier.records.types import Tool, ToolCall
@@ -78,14 +79,8 @@ class Shop(BaseHTTPRequestHandler):
 @pytest.fixture
 def shop() -> Iterator[str]:
     Shop.asked, Shop.busy = [], 0
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Shop)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Shop) as url:
+        yield url
 
 
 def http(url: str, **changes: Any) -> RunnableTool:

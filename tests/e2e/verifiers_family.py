@@ -88,48 +88,30 @@ class OfBroken(Plain):
 
 
 def main() -> None:
-    from dataclasses import replace
+    from family_checks import check_refused, check_splits, verdict
 
     from metier.base.errors import ConfigError
-    from metier.feedback.verifiers.protocol import Attempt
-    from metier.feedback.verifiers.registry import get_verifier
-    from metier.records.types import Message
     from metier.tasks.registry import get_family
 
     def family(name: str, **config: int):
         return get_family("verifiers", {"taskset": f"{__file__}:{name}", "config": config})
 
-    def verdict(one, said: str):
-        (spec,) = one.verifiers
-        attempt = Attempt(messages=(*one.messages, Message(role="assistant", content=said)))
-        return get_verifier(spec.name).verify(one, attempt, spec.params)
-
+    check_splits(family, "Sums")
     made = family("Sums").tasks("all", 100, 1)
-    assert len(made) == 40
     one = next(t for t in made if t.messages[-1].content == "7 + 7?")
     assert [(m.role, m.content) for m in one.messages] == [("system", "Be brief."), ("user", "7 + 7?")]
     good, bad = verdict(one, "It is 14"), verdict(one, "15")
     assert (good.score, good.parts["right"], round(good.parts["brief"], 3)) == (1.0, 1.0, 0.333), good
     assert (bad.score, bad.parts) == (0.0, {"right": 0.0, "brief": 1.0}), bad
-    assert verdict(replace(one, messages=one.messages[1:]), "14").status == "unscored"
-    parts = [{t.id for t in family("Sums").tasks(split, 100, 1)} for split in ("train", "heldout", "demo")]
-    assert sum(map(len, parts)) == 40 and len(set.union(*parts)) == 40
-    assert len(family("Sums", n=3).tasks("all", 100, 1)) == 3
     (broken,) = family("OfBroken").tasks("all", 1, 1)
     assert verdict(broken, "14").status == "unscored"
 
-    for name, why in (
+    check_refused(family, (
         ("OfRuntime", "has a reward that needs a runtime"), ("OfSetUp", "sets a runtime up"),
         ("OfContainer", "needs a container"), ("OfNothing", "has no reward"),
         ("OfUser", "begins with a user's own words"),
         ("Nothing", "there is no taskset of verifiers"), ("Sum", "is no Taskset"),
-    ):  # fmt: skip
-        try:
-            family(name)
-        except ConfigError as error:
-            assert why in str(error), error
-        else:
-            raise AssertionError(f"{name} was taken")
+    ))  # fmt: skip
     try:
         family("Sums", m=3)
     except ConfigError as error:

@@ -6,8 +6,9 @@ of a file are told together. The YAML is read as version 1.2 understands it: `5e
 number, `no` is text, `010` is ten, dates are text, and a key given twice is an error.
 Nothing is coerced except a whole number where a number is asked for.
 
-Left out on purpose: variables, includes and logic in YAML. A recipe that needs those is
-a Python function that returns settings.
+Left out on purpose: includes and logic in YAML, and variables but for keys and headers, whose
+`$NAME` is filled where they are used. A recipe that needs those is a Python function that
+returns settings.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import difflib
 import functools
 import importlib.resources
 import json
+import os
 import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Any, TypeVar
 
 import yaml
@@ -30,7 +33,15 @@ from pydantic.fields import FieldInfo
 
 from metier.base.errors import ConfigError
 
-__all__ = ["Settings", "did_you_mean", "find_recipe", "load_yaml", "packaged_recipes", "parse"]
+__all__ = [
+    "Settings",
+    "did_you_mean",
+    "fill_from_environment",
+    "find_recipe",
+    "load_yaml",
+    "packaged_recipes",
+    "parse",
+]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -90,6 +101,21 @@ def find_recipe(name: str) -> Path:
         f"no recipe {name!r}: there is no such file and no packaged recipe of that name"
         f"{did_you_mean(stem, packaged) or '.'} Packaged recipes: {', '.join(packaged) or 'none'}"
     )
+
+
+def fill_from_environment(values: Mapping[str, str], what: str) -> dict[str, str]:
+    """The values with `$NAME` and `${NAME}` filled from the process's environment. Raises `ConfigError`."""
+    filled = {}
+    for key, value in values.items():
+        try:
+            filled[key] = Template(value).substitute(os.environ)
+        except KeyError as error:
+            raise ConfigError(
+                f"{what}: {key} needs the environment variable {error.args[0]}, which is not set"
+            ) from error
+        except ValueError as error:
+            raise ConfigError(f"{what}: {key} has a $ that names nothing; write $$ for the character") from error
+    return filled
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -248,7 +248,15 @@ def _llama_like(
     """What an attention module of the Llama kind does with one packed row, to the last bit."""
     assert metier_layout is not None, _CALL
     x_TE, (cos_TD, sin_TD) = hidden_states[0], (each[0] for each in position_embeddings)
-    shape = (len(x_TE), -1, module.head_dim)
+    query_THD, key_TKD, value_TKD = _projected(module, x_TE, cos_TD, sin_TD)
+    query_HTD, key_KTD = query_THD.transpose(0, 1), key_TKD.transpose(0, 1)
+    out_THD = metier_layout.attend(module.layer_idx, query_HTD, key_KTD, value_TKD.transpose(0, 1), module.scaling)
+    return module.o_proj(out_THD.reshape(len(x_TE), -1))[None], None
+
+
+def _projected(module: Any, x_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys, rotated, and values, each (T, heads, D)."""
+    shape, normed = (len(x_TE), -1, module.head_dim), hasattr(module, "q_norm")
     together = getattr(module, FUSED, None)
     if together is None:
         query_THD, key_TKD, value_TKD = (p(x_TE).view(shape) for p in (module.q_proj, module.k_proj, module.v_proj))
@@ -257,15 +265,12 @@ def _llama_like(
         queries = module.q_proj.out_features // module.head_dim
         keys = (all_TND.shape[1] - queries) // 2
         query_THD, key_TKD, value_TKD = all_TND.split([queries, keys, keys], 1)
-    if hasattr(module, "q_norm"):
+        if not normed:
+            query_THD, key_TKD = rotate(all_TND[:, : queries + keys], cos_TD, sin_TD).split([queries, keys], 1)
+            return query_THD, key_TKD, value_TKD
+    if normed:
         query_THD, key_TKD = module.q_norm(query_THD), module.k_norm(key_TKD)
-    elif together is not None:
-        query_THD, key_TKD = rotate(all_TND[:, : queries + keys], cos_TD, sin_TD).split([queries, keys], 1)
-    if together is None or hasattr(module, "q_norm"):
-        query_THD, key_TKD = rotate(query_THD, cos_TD, sin_TD), rotate(key_TKD, cos_TD, sin_TD)
-    query_HTD, key_KTD = query_THD.transpose(0, 1), key_TKD.transpose(0, 1)
-    out_THD = metier_layout.attend(module.layer_idx, query_HTD, key_KTD, value_TKD.transpose(0, 1), module.scaling)
-    return module.o_proj(out_THD.reshape(len(x_TE), -1))[None], None
+    return rotate(query_THD, cos_TD, sin_TD), rotate(key_TKD, cos_TD, sin_TD), value_TKD
 
 
 def _attention(

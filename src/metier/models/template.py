@@ -151,10 +151,10 @@ class TemplateRenderer:
 
     def _begin(self, text: str, before: Sequence[Message], tools: Sequence[Tool]) -> int:
         """Where the turn that answers `before` begins in the text of the whole conversation."""
-        asked, bare = self._text(before, tools, prompt=True), self._text(before, tools)
+        asked = self._text(before, tools, prompt=True)
         begin = common(asked, text)
         # What asks for a turn may already say something of it, as `<think>` does; all before that must be there.
-        if begin < common(asked, bare):
+        if begin < len(asked) and begin < common(asked, self._text(before, tools)):
             raise ModelError(
                 f"the chat template of {self._name!r} changes earlier turns when a conversation goes on, so that it "
                 f"is not seen where a turn begins; {REMEDY}"

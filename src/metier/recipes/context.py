@@ -151,16 +151,14 @@ class Context:
             yield EnginePolicy(TorchEngine(model), self.renderer)
             return
         with self._speaking:
-            if self._vllm is None:
+            if self._vllm is None and settings.address is None:
                 with tempfile.TemporaryDirectory(prefix="metier-") as folder:
-                    self._save(model, Path(folder) / "start")
-                    self._vllm = VllmEngine(
-                        Path(folder) / "start",
-                        python=settings.python,
-                        address=settings.address,
-                        settings={"dtype": self.recipe.model.dtype, **settings.options},
-                    )
-            self._vllm.load_weights(lambda where: self._save(model, where))
+                    self._save(model, start := Path(folder) / "start")
+                    options = {"dtype": self.recipe.model.dtype, **settings.options}
+                    self._vllm = VllmEngine(start, python=settings.python, settings=options)
+            else:
+                self._vllm = self._vllm or VllmEngine("", address=settings.address)
+                self._vllm.load_weights(lambda where: self._save(model, where))
             yield EnginePolicy(self._vllm, self.renderer)
 
     def close(self) -> None:

@@ -87,9 +87,8 @@ def reinforce(context: Context, settings: Rl) -> Mapping[str, Any]:
     with _Ahead(context, settings, supply) as ahead:
         while trainer.step_number < steps:
             step = trainer.step_number // settings.updates
-            with (
-                saver.rescuing() if settings.updates == 1 else nullcontext()
-            ):  # a step's part is no place to go on from
+            whole = settings.updates == 1  # a step's part is no place to go on from
+            with saver.rescuing() if whole else nullcontext():
                 metrics = _step(context, settings, trainer, step, supply, reference, ahead)
             context.emit(settings.name, "step", step=step + 1, steps=settings.steps, **metrics)
             if settings.eval_every and (step + 1) % settings.eval_every == 0 and step + 1 < settings.steps:

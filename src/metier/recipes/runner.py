@@ -9,14 +9,11 @@ it kept.
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import platform
 import secrets
 import shutil
 import subprocess
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,11 +25,12 @@ import torch
 
 from metier.base.clock import now
 from metier.base.config import find_recipe, load_yaml
-from metier.base.errors import ConfigError, DiskFullError, MetierError
+from metier.base.errors import ConfigError, DiskFullError
 from metier.base.executor import LocalExecutor
 from metier.base.ids import canonical_json, content_hash
 from metier.base.lock import only_one
 from metier.base.memory import hand_back_freed_memory, keep_freed_memory
+from metier.base.plugins import import_file
 from metier.recipes.context import Context
 from metier.recipes.settings import Recipe
 from metier.recipes.stages import run_stage
@@ -122,7 +120,7 @@ def _run(recipe: Recipe, base: Path, folder: Path, ledger: Ledger, listener: Lis
                 folder=str(folder),
                 code_version=_code_version(),
                 stages=recipe.records(),
-                hardware=_hardware(),
+                hardware=hardware(),
                 created_at=identity["created_at"],
             )
         )
@@ -215,19 +213,7 @@ def _load_plugin(path: Path) -> None:
     """Import a user's Python file, which registers its tools and verifiers as it is read."""
     if not path.is_file():
         raise ConfigError(f"plugin {path} does not exist; paths are relative to the recipe")
-    spec = importlib.util.spec_from_file_location(f"metier_plugin_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # annotations of its functions are looked up here
-    try:
-        spec.loader.exec_module(module)
-    except MetierError:
-        raise
-    except Exception as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path.resolve()]
-        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
-        where = path if line is None else f"{path}, line {line}"
-        raise ConfigError(f"plugin {where}: {type(error).__name__}: {error}") from error
+    import_file(path, "plugin")
 
 
 def _code_version() -> str:
@@ -247,7 +233,8 @@ def _code_version() -> str:
     return f"metier {version('metier')}" + (f" ({commit})" if commit else "")
 
 
-def _hardware() -> Mapping[str, Any]:
+def hardware() -> Mapping[str, Any]:
+    """The machine, as runs and benchmarks name it."""
     import os
 
     cpu = platform.processor() or platform.machine()

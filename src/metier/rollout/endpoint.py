@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from metier.base.clock import monotonic
+from metier.base.config import fill_from_environment
 from metier.base.errors import ConfigError, DataError
 from metier.records.types import Message, Sampling, Tool
-from metier.rollout.http_tools import fill_from_environment
 from metier.rollout.policy import Said, Talks, Transcript
 from metier.rollout.workers import LateError, Workers
 

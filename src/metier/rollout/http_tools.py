@@ -13,24 +13,23 @@ Left out: signing in that takes more than a header, and files.
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from string import Template
 from typing import Any, Literal
 from urllib.parse import quote
 
 import httpx2
 
 from metier.base.clock import monotonic
+from metier.base.config import fill_from_environment
 from metier.base.errors import ConfigError
 from metier.records.types import Tool
 from metier.rollout.tools import BadCallError, RunnableTool, writable
 from metier.tasks.protocol import EnvironmentFailure
 
-__all__ = ["HttpTool", "Method", "fill_from_environment"]
+__all__ = ["HttpTool", "Method"]
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
@@ -98,21 +97,6 @@ class HttpTool:
             time.sleep(wait)
             wait *= 2
         raise EnvironmentFailure(f"tool {self.record.name!r} failed: {why}")
-
-
-def fill_from_environment(values: Mapping[str, str], what: str) -> dict[str, str]:
-    """The values with `$NAME` and `${NAME}` filled from the process's environment. Raises `ConfigError`."""
-    filled = {}
-    for key, value in values.items():
-        try:
-            filled[key] = Template(value).substitute(os.environ)
-        except KeyError as error:
-            raise ConfigError(
-                f"{what}: {key} needs the environment variable {error.args[0]}, which is not set"
-            ) from error
-        except ValueError as error:
-            raise ConfigError(f"{what}: {key} has a $ that names nothing; write $$ for the character") from error
-    return filled
 
 
 def _spell(value: Any) -> str:

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from metier.base.clock import monotonic
+from metier.base.config import fill_from_environment
 from metier.base.errors import ConfigError, DataError
 from metier.records.types import Tool
-from metier.rollout.http_tools import fill_from_environment
 from metier.rollout.tools import BadCallError, RunnableTool, writable
 from metier.tasks.protocol import EnvironmentFailure
 

@@ -52,7 +52,7 @@ class Limits:
 
     seconds: float = 10.0
     memory_mb: int = 512  # of all processes together
-    disk_mb: int = 64  # of /work and of /tmp, each
+    disk_mb: int = 64  # of /work, /tmp and /dev/shm, each
     output_bytes: int = 100_000
     processes: int = 64
 

@@ -21,108 +21,65 @@ import asyncio
 import copy
 import functools
 import json
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from metier.base.errors import ConfigError, DataError
-from metier.base.seeds import rng_for
-from metier.records.types import Message, Task, VerifierSpec
-from metier.tasks.foreign import SHARES, import_object, in_share
-from metier.tasks.protocol import Environment, NoEnvironment
+from metier.records.types import Message, Task
+from metier.tasks.foreign import ForeignFamily, Grade, import_object
 
-__all__ = ["InspectFamily", "grade", "question"]
-
-T = TypeVar("T")
+__all__ = ["InspectFamily"]
 
 
-class InspectFamily:
+class InspectFamily(ForeignFamily):
     """One task of Inspect."""
 
     name = "inspect"
-    version = "1"
-
-    def __init__(self, task: str = "", arguments: Mapping[str, Any] | None = None) -> None:
-        """`task` is `file.py:function` or `module:function`. Raises `ConfigError` where it does not fit."""
-        self._where = (task, json.dumps(dict(arguments or {}), sort_keys=True))
-        if task:
-            _load(*self._where)
-
-    def configured(self, options: Mapping[str, Any]) -> InspectFamily:
-        """The family of one task. Raises `ConfigError`."""
-        if not isinstance(options.get("task"), str) or not options.keys() <= {"task", "arguments"}:
-            raise ConfigError("inspect has the options `task`, as file.py:function or module:function, and `arguments`")
-        return InspectFamily(options["task"], options.get("arguments"))
-
-    def splits(self) -> Sequence[str]:
-        """The names of the splits."""
-        return tuple(SHARES)
-
-    def tasks(self, split: str, n: int, seed: int) -> list[Task]:
-        """Up to `n` of the task's samples, in an order that the seed shuffles. Raises `DataError`."""
-        if not self._where[0]:
-            raise DataError("inspect has no tasks of its own; name one: `options: {task: file.py:function}`")
-        if split not in SHARES:
-            raise DataError(f"inspect has no split {split!r}; it has {', '.join(SHARES)}")
-        numbers = list(range(len(_load(*self._where).dataset)))
-        rng_for(seed, "inspect", *self._where).shuffle(numbers)
-        found: dict[str, Task] = {}
-        for number in numbers:
-            if len(found) == n:
-                break
-            task = self._task(number, split)
-            if in_share(task.messages, split):
-                found.setdefault(task.id, task)
-        return list(found.values())
-
-    def _task(self, number: int, split: str) -> Task:
-        sample = _load(*self._where).dataset[number]
-        target = sample.target if isinstance(sample.target, str) else " | ".join(sample.target)
-        params = {"task": self._where[0], "arguments": self._where[1], "sample": number}
-        return Task(
-            family=self.name,
-            kind=self._where[0].rpartition(":")[2],
-            messages=question(*self._where, number),
-            answer={"target": target},
-            verifiers=(VerifierSpec(name="inspect", params=params),),
-            split=split,
-            source=self._where[0],
-        )
-
-    def environment(self, task: Task) -> Environment:
-        """Nothing to act on."""
-        return NoEnvironment()
+    options = ("task", "arguments")
+    kind = "function"
 
     def demonstrate(self, task: Task) -> tuple[Message, ...]:
         """The question with the sample's target, as far as that is an answer."""
         return (*task.messages, Message(role="assistant", content=task.answer["target"]))
 
+    @staticmethod
+    def count(source: str, config: str) -> int:
+        """See `ForeignFamily.count`."""
+        return len(_load(source, config).dataset)
 
-@functools.lru_cache(maxsize=4096)
-def question(task: str, arguments: str, number: int) -> tuple[Message, ...]:
-    """What the model is asked about a sample. `arguments` is JSON. Raises `DataError` for what is no text."""
-    loaded = _load(task, arguments)
-    state = _asked(loaded, number)
-    return tuple(_message(message) for message in state.messages)
+    @staticmethod
+    @functools.lru_cache(maxsize=4096)
+    def question(source: str, config: str, number: int) -> tuple[Message, ...]:
+        """See `ForeignFamily.question`."""
+        return tuple(_message(message) for message in _asked(_load(source, config), number).messages)
+
+    @staticmethod
+    def answer(source: str, config: str, number: int) -> Mapping[str, Any]:
+        """The sample's target."""
+        target = _load(source, config).dataset[number].target
+        return {"target": target if isinstance(target, str) else " | ".join(target)}
+
+    @staticmethod
+    def grade(source: str, config: str, number: int, messages: Sequence[Message]) -> Mapping[str, Grade]:
+        """See `ForeignFamily.grade`. Raises `DataError` where the solver asks otherwise than before."""
+        loaded = _load(source, config)
+        text = messages[-1].content if messages[-1].role == "assistant" else ""
+        state, calls, asked = _answered(loaded, number, text)
+        if calls != 1 or asked != InspectFamily.question(source, config, number):
+            raise DataError("the solver draws lots, or depends on the answer, so what was answered cannot be scored")
+        return asyncio.run(_score(loaded, state))
 
 
-def grade(task: str, arguments: str, number: int, text: str) -> dict[str, tuple[float, str]]:
-    """What each scorer of the task says of an answer: a number, 1 being right, and its explanation."""
-    loaded = _load(task, arguments)
-    state, calls, asked = _answered(loaded, number, text)
-    if calls != 1 or asked != question(task, arguments, number):  # it draws lots, or depends on the answer
-        raise DataError("the solver asks otherwise than before, so what was answered cannot be scored")
-    return _run(_score(loaded, state))
-
-
-async def _score(loaded: Any, state: Any) -> dict[str, tuple[float, str]]:
+async def _score(loaded: Any, state: Any) -> dict[str, Grade]:
     from inspect_ai.scorer import value_to_float
 
-    number_of, found = value_to_float(), {}
+    number_of = value_to_float()
+    found: dict[str, Grade] = {}
     for scorer in loaded.scorer:
         score = await scorer(state, state.target)
         values = score.value if isinstance(score.value, Mapping) else {_name(scorer): score.value}
         for key, value in values.items():
-            found[str(key)] = (float(number_of(value)), score.explanation or "")
+            found[str(key)] = Grade(float(number_of(value)), score.explanation or "")
     return found
 
 
@@ -180,7 +137,7 @@ def _asked(loaded: Any, number: int) -> Any:
         raise _Asks(state)
 
     try:
-        _run(loaded.solver(_state(loaded, number), ask))
+        asyncio.run(loaded.solver(_state(loaded, number), ask))
     except _Asks as asks:
         return asks.state
     raise DataError("never asks the model")
@@ -200,7 +157,7 @@ def _answered(loaded: Any, number: int, text: str) -> tuple[Any, int, tuple[Mess
         state.output = ModelOutput.from_content(str(state.model), text)
         return state
 
-    return _run(loaded.solver(_state(loaded, number), answer)), calls, asked
+    return asyncio.run(loaded.solver(_state(loaded, number), answer)), calls, asked
 
 
 def _state(loaded: Any, number: int) -> Any:
@@ -237,7 +194,3 @@ def _name(scorer: Any) -> str:
         return str(registry_unqualified_name(scorer))
     except ValueError:  # a scorer that was never registered
         return getattr(scorer, "__name__", "score")
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(work)

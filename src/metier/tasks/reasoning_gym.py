@@ -158,19 +158,24 @@ def score(dataset: str, config: str, seed: int, place: int, answer: str) -> floa
     Some give full marks to anything that they cannot read. Where a dataset gives them to nonsense,
     it is not asked: the answer must be its own.
     """
-    made, entry = _make(dataset, config, seed), entry_of(dataset, config, seed, place)
-
-    def given(text: str) -> float:
-        try:
-            return float(made.score_answer(text, entry))
-        except Exception:  # whatever a dataset's reading of odd text may raise
-            return 0.0
-
     if not harmless(dataset, answer):
         return 0.0
-    if given(_NONSENSE) >= 1.0:
-        return float(answer.strip().casefold() == str(entry["answer"]).strip().casefold())
-    return given(answer)
+    if _takes_nonsense(dataset, config, seed, place):
+        own = str(entry_of(dataset, config, seed, place)["answer"])
+        return float(answer.strip().casefold() == own.strip().casefold())
+    return _given(dataset, config, seed, place, answer)
+
+
+@functools.lru_cache(maxsize=4096)
+def _takes_nonsense(dataset: str, config: str, seed: int, place: int) -> bool:
+    return _given(dataset, config, seed, place, _NONSENSE) >= 1.0
+
+
+def _given(dataset: str, config: str, seed: int, place: int, answer: str) -> float:
+    try:
+        return float(_make(dataset, config, seed).score_answer(answer, entry_of(dataset, config, seed, place)))
+    except Exception:  # whatever a dataset's reading of odd text may raise
+        return 0.0
 
 
 def _datasets() -> Mapping[str, Any]:

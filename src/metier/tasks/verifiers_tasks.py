@@ -24,99 +24,61 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metier.base.errors import ConfigError, DataError
-from metier.base.seeds import rng_for
-from metier.records.types import Message, Task, VerifierSpec
-from metier.tasks.foreign import SHARES, import_object, in_share
-from metier.tasks.protocol import Environment, NoEnvironment
+from metier.records.types import Message, Task
+from metier.tasks.foreign import ForeignFamily, Grade, import_object
 
-__all__ = ["VerifiersFamily", "grade", "question"]
+__all__ = ["VerifiersFamily"]
 
 _MOST = 10_000  # tasks of a taskset that are looked at
 
 
-class VerifiersFamily:
+class VerifiersFamily(ForeignFamily):
     """One taskset of verifiers."""
 
     name = "verifiers"
-    version = "1"
-
-    def __init__(self, taskset: str = "", config: Mapping[str, Any] | None = None) -> None:
-        """`taskset` is `file.py:Class` or `module:Class`. Raises `ConfigError` where it does not fit."""
-        self._where = (taskset, json.dumps(dict(config or {}), sort_keys=True))
-        if taskset:
-            _load(*self._where)
-
-    def configured(self, options: Mapping[str, Any]) -> VerifiersFamily:
-        """The family of one taskset. Raises `ConfigError`."""
-        if not isinstance(options.get("taskset"), str) or not options.keys() <= {"taskset", "config"}:
-            raise ConfigError("verifiers has the options `taskset`, as file.py:Class or module:Class, and `config`")
-        return VerifiersFamily(options["taskset"], options.get("config"))
-
-    def splits(self) -> Sequence[str]:
-        """The names of the splits."""
-        return tuple(SHARES)
-
-    def tasks(self, split: str, n: int, seed: int) -> list[Task]:
-        """Up to `n` of the taskset's tasks, in an order that the seed shuffles. Raises `DataError`."""
-        if not self._where[0]:
-            raise DataError("verifiers has no tasks of its own; name some: `options: {taskset: file.py:Class}`")
-        if split not in SHARES:
-            raise DataError(f"verifiers has no split {split!r}; it has {', '.join(SHARES)}")
-        numbers = list(range(len(_load(*self._where))))
-        rng_for(seed, "verifiers", *self._where).shuffle(numbers)
-        found: dict[str, Task] = {}
-        for number in numbers:
-            if len(found) == n:
-                break
-            messages = question(*self._where, number)
-            if in_share(messages, split):
-                params = {"taskset": self._where[0], "config": self._where[1], "task": number}
-                task = Task(
-                    family=self.name,
-                    kind=self._where[0].rpartition(":")[2],
-                    messages=messages,
-                    verifiers=(VerifierSpec(name="verifiers", params=params),),
-                    split=split,
-                    source=self._where[0],
-                )
-                found.setdefault(task.id, task)
-        return list(found.values())
-
-    def environment(self, task: Task) -> Environment:
-        """Nothing to act on."""
-        return NoEnvironment()
+    options = ("taskset", "config")
+    kind = "Class"
 
     def demonstrate(self, task: Task) -> tuple[Message, ...]:
         """Raises `DataError`: a taskset has rewards and no answers."""
         raise DataError("tasksets of verifiers hold no demonstrations; bring your own for SFT")
 
+    @staticmethod
+    def count(source: str, config: str) -> int:
+        """See `ForeignFamily.count`."""
+        return len(_load(source, config))
 
-def question(taskset: str, config: str, number: int) -> tuple[Message, ...]:
-    """What the model is asked in a task. `config` is JSON."""
-    data = _load(taskset, config)[number].data
-    said = [{"role": "user", "content": data.prompt}] if isinstance(data.prompt, str) else data.prompt
-    messages = [Message.from_openai(m if isinstance(m, dict) else m.model_dump(exclude_none=True)) for m in said]
-    system = [Message(role="system", content=data.system_prompt)] if data.system_prompt else []
-    return (*system, *messages)
+    @staticmethod
+    def question(source: str, config: str, number: int) -> tuple[Message, ...]:
+        """See `ForeignFamily.question`."""
+        data = _load(source, config)[number].data
+        said = [{"role": "user", "content": data.prompt}] if isinstance(data.prompt, str) else data.prompt
+        messages = [Message.from_openai(m if isinstance(m, dict) else m.model_dump(exclude_none=True)) for m in said]
+        system = [Message(role="system", content=data.system_prompt)] if data.system_prompt else []
+        return (*system, *messages)
 
+    @staticmethod
+    def grade(source: str, config: str, number: int, messages: Sequence[Message]) -> Mapping[str, Grade]:
+        """See `ForeignFamily.grade`. A reward without a positive weight does not count."""
+        import verifiers.v1 as vf
 
-def grade(taskset: str, config: str, number: int, messages: Sequence[Message]) -> dict[str, tuple[float, float]]:
-    """What each reward of a task says of a conversation: its score and its weight."""
-    import verifiers.v1 as vf
-
-    task = _load(taskset, config)[number]
-    asked = len(question(taskset, config, number))
-    nodes = [
-        vf.MessageNode(parent=place - 1 if place else None, message=message.to_openai(), sampled=place >= asked)
-        for place, message in enumerate(messages)
-    ]
-    trace: Any = vf.Trace.model_construct(
-        task=vf.TraceTask.model_construct(type=type(task).__name__, data=task.data, key=None, hash=None),
-        agent=None, nodes=nodes, calls=[], tools=[], rewards={}, metrics={}, info={}, errors=[], extra_usage=[],
-        state=vf.State(), is_completed=True, ok=True, root_reply=None, stop_condition=None,
-    )  # fmt: skip
-    asyncio.run(task.score(trace))
-    return {name: (float(reward.score), float(reward.weight)) for name, reward in trace.rewards.items() if reward}
+        task = _load(source, config)[number]
+        asked = len(VerifiersFamily.question(source, config, number))
+        nodes = [
+            vf.MessageNode(parent=place - 1 if place else None, message=message.to_openai(), sampled=place >= asked)
+            for place, message in enumerate(messages)
+        ]
+        trace: Any = vf.Trace.model_construct(
+            task=vf.TraceTask.model_construct(type=type(task).__name__, data=task.data, key=None, hash=None),
+            agent=None, nodes=nodes, calls=[], tools=[], rewards={}, metrics={}, info={}, errors=[], extra_usage=[],
+            state=vf.State(), is_completed=True, ok=True, root_reply=None, stop_condition=None,
+        )  # fmt: skip
+        asyncio.run(task.score(trace))
+        return {
+            name: Grade(float(reward.score), f"{name} {reward.score:g}", reward.weight > 0)
+            for name, reward in trace.rewards.items()
+            if reward
+        }
 
 
 @functools.lru_cache(maxsize=16)

@@ -22,9 +22,9 @@ BUILT_IN = {
     "conduct": "metier.feedback.verifiers.conduct:Conduct",
     "exact": "metier.feedback.verifiers.exact:Exact",
     "format": "metier.feedback.verifiers.format:Format",
-    "inspect": "metier.feedback.verifiers.inspect:Inspect",
+    "inspect": "metier.feedback.verifiers.foreign:Inspect",
     "reasoning_gym": "metier.feedback.verifiers.reasoning_gym:ReasoningGym",
-    "verifiers": "metier.feedback.verifiers.taskset:TasksetRewards",
+    "verifiers": "metier.feedback.verifiers.foreign:Verifiers",
 }
 _registered: dict[str, Verifier] = {}
 
