@@ -48,13 +48,14 @@ def run(program: str, *arguments: str, folder: Path, of: str = "METIER_HARNESS",
 def right(server: Server, pattern: str, holds: Callable[[str, str], bool]) -> float:
     """The share of sums that the model gets right when it is asked by the OpenAI client."""
     found = []
-    for question, answer in SUMS:
-        asked: list[Any] = [{"role": "user", "content": question}]
-        reply = server.client().chat.completions.create(
-            model=server.name, messages=asked, temperature=0, max_tokens=16, stop=["\n\n"]
-        )
-        match = re.search(pattern, reply.choices[0].message.content)
-        found.append(match is not None and holds(match[1], answer))
+    with server.client() as client:
+        for question, answer in SUMS:
+            asked: list[Any] = [{"role": "user", "content": question}]
+            reply = client.chat.completions.create(
+                model=server.name, messages=asked, temperature=0, max_tokens=16, stop=["\n\n"]
+            )
+            match = re.search(pattern, reply.choices[0].message.content)
+            found.append(match is not None and holds(match[1], answer))
     return sum(found) / len(found)
 
 
