@@ -26,7 +26,7 @@ RECIPE = $(or $(RECIPE_$(SIZE)),$(error SIZE is $(SIZE); it must be default or s
 RECIPE_default := desk
 RECIPE_small := desk-small
 
-.PHONY: help demo test test-slow test-gpu test-vllm test-harness bench-train bench-rollout lint format docs clean parts
+.PHONY: help demo test test-slow test-gpu test-vllm test-harness bench-train bench-rollout bench-verify lint format docs clean parts
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,11 +65,16 @@ bench-train: $(READY) ## Metier and TRL train the same rows, alternating; about 
 bench-rollout: $(READY) $(VLLM)/ready.stamp ## Metier, transformers, vLLM and TRL sample the same prompts, alternating; makes .venv-vllm first
 	@$(BIN)/python benchmarks/rollout_speed.py --vllm $(VLLM)/bin/python
 
-docs: $(READY) ## write docs/cli.md and docs/settings.md anew
+bench-verify: $(READY) ## verifiers per second, Metier and others, alternating; about ten minutes on 2 cores
+	@$(BIN)/python benchmarks/verify_speed.py
+
+docs: $(READY) ## write docs/cli.md, docs/settings.md and docs/audits.md anew
 	@$(BIN)/python -m metier.cli.docs > docs/cli.md.new
 	@mv docs/cli.md.new docs/cli.md
 	@$(BIN)/python -m metier.cli.reference > docs/settings.md.new
 	@mv docs/settings.md.new docs/settings.md
+	@$(BIN)/python -m metier.feedback.audit.page > docs/audits.md.new
+	@mv docs/audits.md.new docs/audits.md
 
 clean: ## remove the set-up, caches and builds; runs/ stays
 	rm -rf $(VENV) $(VLLM) $(HARNESS) $(VERIFIERS) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

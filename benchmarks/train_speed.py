@@ -44,7 +44,7 @@ from typing import Any
 import torch
 import transformers
 
-from metier.base.memory import keep_freed_memory
+from metier.base.memory import hand_back_freed_memory, keep_freed_memory
 from metier.models.flops import peak_flops, step_flops
 from metier.models.hub import load_model, load_tokenizer
 from metier.models.renderer import get_renderer
@@ -356,12 +356,14 @@ def grpo_sides(folder: str) -> dict[str, Callable[[], Side]]:
 def grpo(rounds: int, folder: str) -> list[str]:
     """The update of 64 episodes, and each side's peak memory."""
     makers = grpo_sides(folder)
-    sides = {name: make() for name, make in makers.items() if name != "TRL, recomputing"}
-    lines = table("GRPO update", alternate(rounds, sides))
-    for name in makers:
+    peaks = []
+    gc.collect()
+    hand_back_freed_memory()
+    for name in makers:  # before the sides below hold memory of their own
         done = subprocess.run([sys.executable, __file__, "--peak", name], capture_output=True, text=True, check=True)
-        lines.append(f"| GRPO update | {name}, peak memory | {done.stdout.strip().splitlines()[-1]} GB | |")
-    return lines
+        peaks.append(f"| GRPO update | {name}, peak memory | {done.stdout.strip().splitlines()[-1]} GB | |")
+    sides = {name: make() for name, make in makers.items() if name != "TRL, recomputing"}
+    return [*table("GRPO update", alternate(rounds, sides)), *peaks]
 
 
 # the shapes of Qwen3-0.6B and Qwen3-4B as Llama models

@@ -115,7 +115,7 @@ def test_who_is_to_blame_for_an_endpoint_that_refuses(shop: str) -> None:
     box = ToolBox([get_tool("order").record])
     assert json.loads(box.call(ToolCall(name="order", arguments='{"id": "none"}'))) == {"error": "404: no such order"}
     refused = box.call(ToolCall(name="order", arguments='{"id": "1", "n": "two"}'))
-    assert json.loads(refused) == {"error": "n: 'two' is not of type 'integer'"}
+    assert json.loads(refused) == {"error": 'n: "two" is not of type "integer"'}
     assert len(Shop.asked) == 1, "the second call does not fit the schema and was not made"
     for path, why in (("locked", "401"), ("broken", "500: oh no")):
         register_tool(http(f"{shop}/{path}"))

@@ -18,8 +18,9 @@ from metier.records.types import EnvironmentSpec, Message, Sampling, Task, ToolC
 from metier.rollout.episodes import Plan, environment_for, run_episodes
 from metier.rollout.policy import EnginePolicy
 from metier.rollout.tools import get_tool
-from metier.sandbox import workspace as module
-from metier.sandbox.workspace import Limits, SandboxUnavailableError, Workspace
+from metier.sandbox import bubblewrap
+from metier.sandbox.protocol import SandboxUnavailableError
+from metier.sandbox.workspace import Limits, Workspace
 from metier.tasks.protocol import EnvironmentFailure
 from scripted import Scripted
 
@@ -27,7 +28,7 @@ from scripted import Scripted
 def lacking() -> str:
     """Why no sandbox starts here; one that starts and does not hold is no reason to skip."""
     try:
-        module._probe()
+        bubblewrap.probe()
     except SandboxUnavailableError as error:
         if "does not hold" not in str(error):
             return str(error)
@@ -185,7 +186,7 @@ def test_a_workspace_lives_longer_than_the_thread_that_made_it() -> None:
 
 
 def test_without_a_sandbox_nothing_is_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    module._probe.cache_clear()
+    bubblewrap.probe.cache_clear()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SandboxUnavailableError, match="bubblewrap is missing"):
         Workspace()
@@ -197,7 +198,7 @@ def test_without_a_sandbox_nothing_is_run(monkeypatch: pytest.MonkeyPatch, tmp_p
     environment = environment_for(task("run_python"))
     with pytest.raises(EnvironmentFailure, match="no sandbox"):
         environment.call(ToolCall(name="run_python", arguments='{"code": "print(1)"}'))
-    module._probe.cache_clear()
+    bubblewrap.probe.cache_clear()
 
 
 # --- as tools ---------------------------------------------------------------------------

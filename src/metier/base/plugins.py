@@ -10,7 +10,9 @@ from types import ModuleType
 
 from metier.base.errors import ConfigError, MetierError
 
-__all__ = ["import_file"]
+__all__ = ["import_file", "imported_files"]
+
+_files: dict[Path, str] = {}
 
 
 def import_file(path: Path, what: str) -> ModuleType:
@@ -31,4 +33,10 @@ def import_file(path: Path, what: str) -> ModuleType:
         line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
         where = path if line is None else f"{path}, line {line}"
         raise ConfigError(f"{what} {where}: {type(error).__name__}: {error}") from error
+    _files[path.resolve()] = what
     return module
+
+
+def imported_files() -> list[tuple[Path, str]]:
+    """What `import_file` was given in this process, for another process to import as well."""
+    return list(_files.items())

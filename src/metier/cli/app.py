@@ -17,6 +17,7 @@ from metier.cli.run import run
 from metier.cli.runs import runs_app
 from metier.cli.serve import chat, serve
 from metier.cli.train import train
+from metier.cli.verify import verify
 
 __all__ = ["app"]
 
@@ -56,6 +57,7 @@ def _root(
 app.command("run", rich_help_panel=LOOP)(run)
 app.command("train", rich_help_panel=LOOP)(train)
 app.command("report", rich_help_panel=LOOP)(report)
+app.command("verify", rich_help_panel=FEEDBACK)(verify)
 app.add_typer(ledger_app, name="ledger", rich_help_panel=FEEDBACK)
 app.command("serve", rich_help_panel=SERVE)(serve)
 app.command("chat", rich_help_panel=SERVE)(chat)

@@ -1,7 +1,8 @@
 """From episodes to feedback: every verifier that a task names speaks about its episodes.
 
 A verifier that raises, and an episode whose environment failed, give unscored feedback
-with the reason: the policy is never charged for them.
+with the reason: the policy is never charged for them. None can hang a step: see
+`metier.feedback.verifiers.workers`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from metier.base.executor import Executor
 from metier.base.ids import derive_id
 from metier.feedback.verifiers.protocol import Attempt, Verdict
 from metier.feedback.verifiers.registry import get_verifier
+from metier.feedback.verifiers.workers import judge
 from metier.records.types import Cost, Episode, Feedback, Source, Task
 
 __all__ = ["SUCCESS", "verify_episodes"]
@@ -39,11 +41,9 @@ def _one(task: Task, episode: Episode, number: int, run_id: str | None) -> Feedb
     if episode.error is not None and episode.error_boundary != "policy":
         verdict = Verdict(score=None, status="unscored", reason=f"{episode.error_boundary}: {episode.error}")
     else:
-        attempt = Attempt(messages=episode.messages, final_state=episode.final_state)
-        try:
-            verdict = verifier.verify(task, attempt, spec.params)
-        except Exception as error:  # a verifier's own bug must not cost the policy
-            verdict = Verdict(score=None, status="unscored", reason=f"verifier failed: {type(error).__name__}: {error}")
+        verdict = judge(
+            spec.name, task, Attempt(messages=episode.messages, final_state=episode.final_state), spec.params
+        )
     return Feedback(
         id=derive_id("fb", episode.id, spec.name, number),
         about=(episode.id,),

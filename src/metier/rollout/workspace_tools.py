@@ -13,7 +13,8 @@ from typing import Any
 
 from metier.records.types import Tool, ToolCall
 from metier.rollout.tools import RunnableTool, ToolBox, register_tool
-from metier.sandbox.workspace import Limits, Outcome, SandboxUnavailableError, Workspace
+from metier.sandbox.protocol import SandboxUnavailableError
+from metier.sandbox.workspace import Limits, Outcome, Workspace
 from metier.tasks.protocol import EnvironmentFailure
 
 __all__ = ["WorkspaceBox"]

@@ -8,31 +8,27 @@ whatever a command leaves behind; outside, memory and processes are counted whil
 and a workspace that takes too much is ended whole.
 
 It refuses (`SandboxUnavailableError`) where bubblewrap is missing or does not hold; nothing is
-ever run bare. Not kept out: what a hole in the kernel lets through, how much processor time is
-used within the seconds given, and memory that belongs to no process (memfd, System V), which
-is only seen when the machine's own runs out.
+ever run bare. Not kept out: what a hole in the kernel lets through, and how much processor time is
+used within the seconds given.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import secrets
-import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from metier.base.clock import monotonic
+from metier.sandbox import bubblewrap
+from metier.sandbox.protocol import SandboxUnavailableError
 
-__all__ = ["Limits", "Outcome", "SandboxUnavailableError", "Workspace"]
+__all__ = ["Limits", "Outcome", "Workspace"]
 
 Kind = Literal["ok", "failed", "timeout", "memory", "output", "disk", "crashed"]
 
@@ -40,10 +36,6 @@ _INSIDE = Path(__file__).with_name("inside.py")
 _LOOK = 0.02  # seconds between two looks at what a sandbox holds
 _LEAST_LEFT = 0.03  # of the machine's memory
 _GRACE = 5.0  # seconds beyond its own for a command, before the sandbox is taken to be stuck
-
-
-class SandboxUnavailableError(Exception):
-    """No sandbox holds on this machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +64,7 @@ class Workspace:
 
     def __init__(self, files: Mapping[str, str] | None = None, limits: Limits | None = None) -> None:
         """Raises `SandboxUnavailableError`."""
-        _probe()
+        bubblewrap.probe()
         self._limits, self._files = limits or Limits(), dict(files or {})
         self._start()
 
@@ -112,7 +104,7 @@ class Workspace:
 
     def python(self, code: str, *, stdin: str = "") -> Outcome:
         """Run a Python program, with the standard library and what lies under /work."""
-        return self.run([_python()[0], "-s", "-S", "-c", code], stdin=stdin)
+        return self.run([bubblewrap.python()[0], "-s", "-S", "-c", code], stdin=stdin)
 
     def write(self, path: str, text: str) -> Outcome:
         """Put a file under /work."""
@@ -150,14 +142,16 @@ class Workspace:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
 
     def _start(self) -> None:
         if hasattr(self, "_process"):
             self.close()
-        self._process = _spawn([*_bubblewrap(self._limits.disk_mb << 20), *_python(), "/inside.py"])
+        self._process = bubblewrap.spawn(
+            [*bubblewrap.python(), "/inside.py"], self._limits.disk_mb << 20, {"/inside.py": str(_INSIDE)}
+        )
         ready, _ = self._answer(_GRACE)
         if ready is None:
             self.close()
@@ -172,7 +166,8 @@ class Workspace:
         assert self._process.stdin is not None
         mark = secrets.token_hex(16)  # an answer must have it, so none can be written beforehand
         try:
-            print(json.dumps({**asked, "mark": mark}), file=self._process.stdin, flush=True)
+            self._process.stdin.write(json.dumps({**asked, "mark": mark}).encode() + b"\n")
+            self._process.stdin.flush()
         except OSError:
             return None, "crashed"
         answer, why = self._answer(seconds)
@@ -185,7 +180,7 @@ class Workspace:
     def _answer(self, seconds: float) -> tuple[dict[str, Any] | None, Kind]:
         """The next line from inside, or why there is none; then the sandbox has been ended."""
         assert self._process.stdout is not None
-        found: list[str] = []
+        found: list[bytes] = []
         reader = threading.Thread(target=lambda out: found.append(out.readline()), args=(self._process.stdout,))
         reader.daemon = True
         reader.start()
@@ -207,81 +202,6 @@ class Workspace:
         self._process.kill()
         self._process.wait()
         return None, why or "crashed"  # type: ignore[return-value]
-
-
-def _bubblewrap(size: int) -> list[str]:
-    """The command line of the sandbox, up to the program."""
-    program = shutil.which("bwrap")
-    if program is None:
-        raise SandboxUnavailableError("bubblewrap is missing (Debian: apt-get install bubblewrap)")
-    out = [program, "--unshare-all", "--unshare-user", "--as-pid-1", "--die-with-parent", "--new-session", "--clearenv"]
-    out += ["--setenv", "PATH", f"{Path(_python()[0]).parent}:/usr/local/bin:/usr/bin:/bin"]
-    out += ["--setenv", "HOME", "/work", "--setenv", "LANG", "C.UTF-8", "--setenv", "PYTHONDONTWRITEBYTECODE", "1"]
-    out += ["--setenv", "PYTHONUNBUFFERED", "1"]
-    out += ["--ro-bind", "/usr", "/usr"]
-    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
-        path = Path("/") / name
-        if path.is_symlink():
-            out += ["--symlink", os.readlink(path), str(path)]
-        elif path.is_dir():
-            out += ["--ro-bind", str(path), str(path)]
-    for name in ("/etc/ld.so.cache", "/etc/alternatives"):
-        if Path(name).exists():
-            out += ["--ro-bind", name, name]
-    base = os.path.realpath(sys.base_prefix)
-    if not base.startswith("/usr"):
-        out += ["--ro-bind", base, base]
-    out += ["--proc", "/proc", "--dev", "/dev", "--size", str(size), "--tmpfs", "/tmp", "--size", str(size)]
-    out += ["--tmpfs", "/work", "--size", str(size), "--tmpfs", "/dev/shm", "--ro-bind", str(_INSIDE), "/inside.py"]
-    out += ["--remount-ro", "/dev", "--remount-ro", "/", "--disable-userns", "--chdir", "/work"]
-    return [*out, "--uid", "65534", "--gid", "65534", "--hostname", "workspace", "--cap-drop", "ALL"]
-
-
-def _python() -> list[str]:
-    """The Python that the sandbox has, without anything that was installed beside the standard library."""
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    return [str(Path(os.path.realpath(sys.base_prefix)) / "bin" / version), "-I", "-S"]
-
-
-@functools.cache
-def _probe() -> None:
-    """Try once what must not work. Raises `SandboxUnavailableError` where any of it does."""
-    tries = {
-        "the network": "import socket; socket.create_connection(('127.0.0.1', 22), 1)",
-        "writing outside": "open('/usr/metier-was-here', 'w')",
-        "reading the machine's files": "open('/etc/passwd')",
-        "other processes": f"import os; os.kill({os.getpid()}, 0)",
-    }
-    for what, code in tries.items():
-        try:
-            done = subprocess.run(
-                [*_bubblewrap(1 << 20), *_python(), "-c", f"print(1)\n{code}\nprint(2)"],
-                capture_output=True,
-                text=True,
-                timeout=20,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise SandboxUnavailableError(f"bubblewrap does not run here: {error}") from error
-        if not done.stdout.startswith("1"):
-            raise SandboxUnavailableError(f"bubblewrap does not run here: {done.stderr.strip()[-300:]}")
-        if "2" in done.stdout:
-            raise SandboxUnavailableError(f"bubblewrap does not hold here: it lets through {what}")
-
-
-def _spawn(argv: Sequence[str]) -> subprocess.Popen[str]:
-    """Start a sandbox from a thread that lives as long as this process: it is to die with its parent, a thread."""
-
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-
-    return _spawner().submit(start).result()
-
-
-@functools.cache
-def _spawner() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="metier-sandbox")
 
 
 def _machine_is_full() -> bool:

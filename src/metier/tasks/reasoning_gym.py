@@ -41,6 +41,7 @@ _SIZE = 500  # places under one seed; some datasets make all of them at once
 _TRIES = 50  # places looked at for each task wanted, before a dataset is taken to have no more
 _ON_ITS_OWN = {"composite"}  # cannot be made without a configuration
 _NONSENSE = "no idea"
+_DOUBT = " or not"
 
 
 class ReasoningGymFamily:
@@ -155,8 +156,9 @@ def harmless(dataset: str, answer: str) -> bool:
 def score(dataset: str, config: str, seed: int, place: int, answer: str) -> float:
     """What the dataset gives for an answer, 0 to 1; 0 where it fails to read it, or must not be shown it.
 
-    Some give full marks to anything that they cannot read. Where a dataset gives them to nonsense,
-    it is not asked: the answer must be its own.
+    Some give full marks to anything that they cannot read, or that has the answer in it. Where a dataset
+    gives them to nonsense, or to its own answer with a doubt behind it, it is not asked: the answer must be
+    its own.
     """
     if not harmless(dataset, answer):
         return 0.0
@@ -168,7 +170,8 @@ def score(dataset: str, config: str, seed: int, place: int, answer: str) -> floa
 
 @functools.lru_cache(maxsize=4096)
 def _takes_nonsense(dataset: str, config: str, seed: int, place: int) -> bool:
-    return _given(dataset, config, seed, place, _NONSENSE) >= 1.0
+    own = str(entry_of(dataset, config, seed, place)["answer"])
+    return any(_given(dataset, config, seed, place, odd) > 1 - 1e-9 for odd in (_NONSENSE, own + _DOUBT))
 
 
 def _given(dataset: str, config: str, seed: int, place: int, answer: str) -> float:

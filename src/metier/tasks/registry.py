@@ -22,6 +22,7 @@ __all__ = ["get_family", "names", "register"]
 GROUP = "metier.task_families"
 BUILT_IN = {
     "desk": "metier.tasks.desk.family:DeskFamily",
+    "functions": "metier.tasks.functions:FunctionsFamily",
     "general": "metier.tasks.general:GeneralFamily",
     "inspect": "metier.tasks.inspect_tasks:InspectFamily",
     "reasoning_gym": "metier.tasks.reasoning_gym:ReasoningGymFamily",

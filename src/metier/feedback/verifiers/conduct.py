@@ -29,9 +29,9 @@ is a judge's work.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from metier.feedback.verifiers.protocol import Attempt, Verdict
+from metier.feedback.verifiers.protocol import Attempt, Described, Verdict
 from metier.records.types import Task, ToolCall
 from metier.tasks.facts import names_fact
 
@@ -40,11 +40,20 @@ __all__ = ["Conduct"]
 _MISSING = object()
 
 
-class Conduct:
+class Conduct(Described):
     """Final state, calls and facts of one attempt against what the task wants."""
 
     name = "conduct"
     version = "1"
+    parameters: ClassVar = {
+        "state": "{path: value} that must have come true",
+        "within": 'roots of the state that are compared; default ["db", "log"]',
+        "required_calls": 'in order, each {"name", "arguments"} or {"any": [such, …]}',
+        "forbidden_calls": 'names, or {"name", "arguments"}',
+        "facts": "each a list of spellings, one of which the last message must have",
+        "forbidden_facts": "spellings that no message may have",
+        "max_calls": "the most tool calls allowed",
+    }
 
     def verify(self, task: Task, attempt: Attempt, params: Mapping[str, Any]) -> Verdict:
         """1 where state, calls and facts are all as wanted, else 0, with the parts."""

@@ -7,19 +7,20 @@ compares text as it stands: case and punctuation count.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from metier.feedback.verifiers.protocol import Attempt, Verdict
+from metier.feedback.verifiers.protocol import Attempt, Described, Verdict
 from metier.records.types import Task
 
 __all__ = ["Exact"]
 
 
-class Exact:
+class Exact(Described):
     """Parameters: `answer`, the text wanted."""
 
     name = "exact"
     version = "1"
+    parameters: ClassVar = {"answer": "the text wanted"}
 
     def verify(self, task: Task, attempt: Attempt, params: Mapping[str, Any]) -> Verdict:
         """1 where the last assistant message is the answer, else 0."""

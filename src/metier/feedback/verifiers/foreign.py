@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from metier.feedback.verifiers.protocol import Attempt, Verdict
+from metier.feedback.verifiers.protocol import Attempt, Described, Verdict
 from metier.records.types import Task
 from metier.tasks.foreign import ForeignFamily
 from metier.tasks.inspect_tasks import InspectFamily
@@ -20,10 +20,11 @@ from metier.tasks.verifiers_tasks import VerifiersFamily
 __all__ = ["Inspect", "Verifiers"]
 
 
-class _Foreign:
+class _Foreign(Described):
     """Scores by the family's own source."""
 
     version = "1"
+    parameters: ClassVar = {"source, config, number": "the task in its package"}
     family: ClassVar[type[ForeignFamily]]
 
     def verify(self, task: Task, attempt: Attempt, params: Mapping[str, Any]) -> Verdict:

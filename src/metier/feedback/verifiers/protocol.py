@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from metier.records.types import Message, Task
 
-__all__ = ["Attempt", "Verdict", "Verifier"]
+__all__ = ["Attempt", "Described", "Verdict", "Verifier", "last_words", "unscored"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,3 +43,34 @@ class Verifier(Protocol):
     def verify(self, task: Task, attempt: Attempt, params: Mapping[str, Any]) -> Verdict:
         """The verdict on one attempt. Must not raise for anything the policy wrote."""
         ...
+
+
+class Described:
+    """What a verifier may say of itself besides; those that ship do."""
+
+    parameters: ClassVar[Mapping[str, str]] = {}  # what it reads of `params`, each with a line of words
+    seconds: ClassVar[float | None] = None  # where set, it runs in a process of its own, ended after so long
+    late_is_wrong: ClassVar[bool] = False  # whether only what the policy wrote can make it late
+
+    def prepare(self) -> None:
+        """Import what takes long, before time counts."""
+
+
+def unscored(reason: str) -> Verdict:
+    """No verdict, and why."""
+    return Verdict(score=None, status="unscored", reason=reason)
+
+
+def last_words(attempt: Attempt, *, strip: bool = True) -> str:
+    """The last assistant message without its thinking: what stands after the last `</think>`.
+
+    Without white space at its ends, unless that counts. Empty where there is none, where the last
+    message is another's, and where thinking never ends.
+    """
+    last = attempt.messages[-1] if attempt.messages else None
+    if last is None or last.role != "assistant":
+        return ""
+    _, closed, said = last.content.rpartition("</think>")
+    if not closed and last.content.lstrip().startswith("<think>"):
+        return ""
+    return said.strip() if strip else said

@@ -12,20 +12,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 
-from metier.feedback.verifiers.protocol import Attempt, Verdict
+from metier.feedback.verifiers.protocol import Attempt, Described, Verdict
 from metier.records.types import Task
 from metier.tasks.reasoning_gym import OPEN, SHUT, entry_of, score
 
 __all__ = ["ReasoningGym"]
 
 
-class ReasoningGym:
+class ReasoningGym(Described):
     """Scores by the package that made the question."""
 
     name = "reasoning_gym"
-    version = "1"
+    version = "2"
+    parameters: ClassVar = {
+        "dataset, config, seed, place": "what makes the entry again",
+        "version": "of the package that made it",
+    }
 
     def verify(self, task: Task, attempt: Attempt, params: Mapping[str, Any]) -> Verdict:
         """1 where the dataset gives full marks, else 0; `unscored` where it makes another question now."""

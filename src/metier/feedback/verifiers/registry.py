@@ -19,11 +19,20 @@ __all__ = ["get_verifier", "names", "register"]
 
 GROUP = "metier.verifiers"
 BUILT_IN = {
+    "citations": "metier.feedback.verifiers.citations:Citations",
+    "code": "metier.feedback.verifiers.code:Code",
+    "combination": "metier.feedback.verifiers.combination:Combination",
     "conduct": "metier.feedback.verifiers.conduct:Conduct",
     "exact": "metier.feedback.verifiers.exact:Exact",
     "format": "metier.feedback.verifiers.format:Format",
     "inspect": "metier.feedback.verifiers.foreign:Inspect",
+    "instructions": "metier.feedback.verifiers.instructions:Instructions",
+    "json_schema": "metier.feedback.verifiers.json_schema:JsonSchema",
+    "math": "metier.feedback.verifiers.math:Math",
     "reasoning_gym": "metier.feedback.verifiers.reasoning_gym:ReasoningGym",
+    "regex": "metier.feedback.verifiers.regex:Regex",
+    "reward_model": "metier.feedback.verifiers.reward_model:RewardModel",
+    "tool_calls": "metier.feedback.verifiers.tool_calls:ToolCalls",
     "verifiers": "metier.feedback.verifiers.foreign:Verifiers",
 }
 _registered: dict[str, Verifier] = {}

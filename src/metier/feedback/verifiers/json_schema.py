@@ -1,0 +1,101 @@
+"""The verifier "json_schema": the last assistant message is one JSON value that a schema allows.
+
+The value stands alone, or in one fenced block; words around a block are allowed, a second value is not.
+It is JSON as RFC 8259 has it: no NaN, no name twice in one object. Schemas are of draft 7 or
+2020-12 (what `$schema` says, else 2020-12). Nothing is fetched: a reference to another place makes the
+episode unscored. `format` is an annotation, as the drafts have it, unless `formats` is true.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from metier.feedback.verifiers.protocol import Attempt, Described, Verdict, last_words, unscored
+from metier.records.types import Task
+
+__all__ = ["JsonSchema", "read_value"]
+
+_FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[ \t]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+_LONGEST = 2_000_000  # characters of a response that is read
+
+
+class JsonSchema(Described):
+    """Valid under the schema, or not."""
+
+    name = "json_schema"
+    version = "1"
+    parameters: ClassVar = {
+        "schema": "the schema, an object or true or false",
+        "formats": "true: `format` is checked as well; default false",
+    }
+    seconds = 5.0
+
+    def verify(self, task: Task, attempt: Attempt, params: Mapping[str, Any]) -> Verdict:
+        """1 where the value is valid, else 0; unscored for a schema that is none or refers elsewhere."""
+        import jsonschema_rs
+
+        schema = params.get("schema")
+        if not isinstance(schema, (dict, bool)):
+            return unscored('the parameter "schema" is missing or no schema')
+        try:
+            validator = jsonschema_rs.validator_for(
+                schema, retriever=_fetch_nothing, validate_formats=bool(params.get("formats"))
+            )
+        except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError, RecursionError) as error:
+            return unscored(f"the schema is none, or refers to what is not in it: {str(error).splitlines()[0][:400]}")
+        value, why = read_value(last_words(attempt))
+        if why:
+            return Verdict(score=0.0, reason=why, parts={"json": 0.0, "valid": 0.0})
+        try:
+            fault = next(validator.iter_errors(value), None)
+        except (ValueError, RecursionError) as error:
+            return Verdict(score=0.0, reason=f"it cannot be checked: {error}", parts={"json": 1.0, "valid": 0.0})
+        if fault is not None:
+            where = "/".join(map(str, fault.instance_path)) or "the value"
+            return Verdict(score=0.0, reason=f"{where}: {fault.message[:200]}", parts={"json": 1.0, "valid": 0.0})
+        return Verdict(score=1.0, reason="it is valid", parts={"json": 1.0, "valid": 1.0})
+
+
+def _fetch_nothing(place: str) -> Any:
+    raise ValueError(f"{place} is elsewhere, and nothing is fetched")
+
+
+def read_value(text: str) -> tuple[Any, str]:
+    """The one JSON value of a text, or why there is none."""
+    if len(text) > _LONGEST:
+        return None, f"it is longer than {_LONGEST} characters"
+    blocks = [found for found in _FENCE.finditer(text) if found[1].lower() in ("", "json", "jsonc", "json5")]
+    if len(blocks) > 1:
+        return None, "there is more than one block"
+    if blocks:
+        around = text[: blocks[0].start()] + text[blocks[0].end() :]
+        if any(_is_container(line) for line in around.splitlines()):
+            return None, "there is a second value beside the block"
+        text = blocks[0][2]
+    try:
+        return json.loads(text.strip(), parse_constant=_refuse, object_pairs_hook=_once), ""
+    except RecursionError:
+        return None, "it is nested too deeply"
+    except ValueError as error:
+        return None, f"it is no JSON value: {str(error)[:120]}"
+
+
+def _is_container(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), (dict, list))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object has one name twice")
+    return found

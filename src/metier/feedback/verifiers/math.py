@@ -1,0 +1,526 @@
+r"""The verifier "math": the final answer of a response equals the right one.
+
+The final answer is what is marked as such: `\boxed{…}`, `\fbox{…}`, `<answer>…</answer>`, "#### …", or a line
+that begins "Answer:" or says "the answer is"; a response of one short line is an answer as it stands. Of
+several marks the last counts, as in "\boxed{41} Wait, no: \boxed{42}"; but a response that offers a choice
+("\boxed{42} or maybe \boxed{41}"), goes on to doubt its answer, or is cut off inside a mark is wrong.
+
+Two answers are equal in the mode "exact" where they are the same number, expression, equation, interval,
+list or word: 0.5 is 1/2, and 1.41421356 is not the root of 2. In the mode "numeric" they may be off by
+`tolerance`. Numbers, fractions, percentages, lists and words are compared here; what is left goes
+to latex2sympy and SymPy, in a process with a deadline. What neither can read is compared as text,
+white space aside.
+
+Sources: Hendrycks et al. 2021 (arXiv:2103.03874) for the marks; latex2sympy2-extended, the parser of
+Math-Verify, for LaTeX.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar
+
+from metier.feedback.verifiers.protocol import Attempt, Described, Verdict, last_words, unscored
+from metier.records.types import Task
+
+__all__ = ["Math", "final_answer"]
+
+_LONGEST = 2_000  # characters of an answer that are looked at
+_DEEPEST = 40  # brackets within brackets
+_TEXT = 200_000  # characters of a response that are searched, its last ones
+_MOST_DIGITS = 400  # of a number that is computed with
+
+
+class Math(Described):
+    """Right or wrong; unscored where the right answer itself cannot be read."""
+
+    name = "math"
+    version = "1"
+    parameters: ClassVar = {
+        "answer": "the right answer: a number, LaTeX or words",
+        "mode": '"exact" (default) or "numeric"',
+        "tolerance": "relative, for numeric; default 1e-6",
+    }
+    seconds = 5.0
+    late_is_wrong = True
+
+    def verify(self, task: Task, attempt: Attempt, params: Mapping[str, Any]) -> Verdict:
+        """1 where the final answer is the right one, else 0."""
+        gold, mode, tolerance = params.get("answer"), params.get("mode", "exact"), params.get("tolerance", 1e-6)
+        if gold is None or isinstance(gold, bool) or not str(gold).strip():
+            return unscored('the parameter "answer" is missing or empty')
+        if mode not in ("exact", "numeric"):
+            return unscored(f'"mode" is "exact" or "numeric", not {mode!r}')
+        if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
+            return unscored(f'"tolerance" is a number from 0 to below 1, not {tolerance!r}')
+        marked, why = final_answer(str(gold), bare=True)
+        right = None if marked is None else _read(marked)
+        if right is None or (right.number is None and not right.parts and not _readable(right)):
+            return unscored(f"the answer {str(gold)[:100]!r} cannot be read{': ' + why if why else ''}")
+        said, why = final_answer(last_words(attempt)[-_TEXT:])
+        if said is None:
+            return Verdict(score=0.0, reason=why, parts={"answered": 0.0, "right": 0.0})
+        given = _read(said)
+        if given is None:
+            return Verdict(score=0.0, reason="the answer cannot be read", parts={"answered": 1.0, "right": 0.0})
+        won = _equal(right, given, float(tolerance) if mode == "numeric" else 0.0)
+        reason = "the answer is right" if won else f"the answer is {said[:80]!r}"
+        return Verdict(score=float(won), reason=reason, parts={"answered": 1.0, "right": float(won)})
+
+    def prepare(self) -> None:
+        """Import SymPy and the parser, and let them build their tables."""
+        _sympy(r"\frac{x}{2}")
+
+
+# Where the answer stands.
+
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=[{\w\\$-])")
+_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_LINE = re.compile(
+    r"(?:^[ \t>*_#]*(?:A|Answer|Final answer)[ \t*_]*[:=]"
+    r"|####"
+    r"|\b(?:the|my|our)[ \t]+(?:final[ \t]+|correct[ \t]+)?(?:answer|result)[ \t]+(?:is|equals|=)[ \t]*:?"
+    r"|^[ \t>*_#]*(?:Therefore|Thus|So|Hence),?[ \t]+(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t]+(?:is|=):?)"
+    r"[ \t*_]*(.*)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_CHOICE = re.compile(
+    r"\b(?:or|maybe|perhaps|alternatively|possibly|either|otherwise|might|could|not sure|unsure|unless)\b",
+    re.IGNORECASE,
+)
+_OR_ELSE = re.compile(r"\W*(?:or|maybe|perhaps|alternatively|possibly|otherwise)\b", re.IGNORECASE)
+_RETRACTED = re.compile(r"\b(?:wait|actually|sorry|mistaken?|correction|recheck|no[,:])", re.IGNORECASE)
+_END = re.compile(r"(?<=[^\s.])\.(?=\s|$)|(?<!\\)!(?=\s|$)")
+_AND = re.compile(r"[\s,;.$&*_|/]*(?:and|or)?[\s,;.$&*_|/]*", re.IGNORECASE)
+_NUMBER_AFTER = re.compile(r"(?:\d|\\frac|\\sqrt|\\pi|\b[a-z]\s*=)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    start: int
+    end: int
+    text: str
+    boxed: bool = True  # and no line
+
+
+def final_answer(text: str, *, bare: bool = False) -> tuple[str | None, str]:
+    """The text of the final answer, or None and why there is none; `bare` takes a text without marks as a whole."""
+    marks, cut = _marks(text)
+    if cut:
+        return None, "the answer is cut off"
+    if not marks:
+        line = text.strip()
+        if not line:
+            return None, "nothing was said"
+        if bare or ("\n" not in line and len(line) <= 100 and _read(line) is not None and _looks_bare(line)):
+            return line, ""
+        return None, "no answer is marked"
+    last = marks[-1]
+    together = [last.text]
+    for before, after in zip(marks[-2::-1], marks[:0:-1], strict=True):
+        between = text[before.end : after.start]
+        if _same_text(before.text, last.text):
+            continue
+        if before.boxed and after.boxed and _AND.fullmatch(between):
+            together.insert(0, before.text)
+            continue
+        if _CHOICE.search(between) and not _RETRACTED.search(between) and len(between) < 200:
+            return None, "it offers a choice of answers"
+        break
+    rest = text[last.end :]
+    doubt = _OR_ELSE.match(rest) or _CHOICE.search(re.split(r"[.!?\n]", rest, maxsplit=1)[0]) or _RETRACTED.search(rest)
+    if doubt and _NUMBER_AFTER.search(rest, doubt.end(), doubt.end() + 60):
+        return None, "it goes on to doubt its answer"
+    answer = ", ".join(together).strip()
+    if not answer:
+        return None, "the answer is empty"
+    return answer, ""
+
+
+def _marks(text: str) -> tuple[list[_Mark], bool]:
+    """What is marked as an answer, in order, and whether the last mark is not closed."""
+    found: list[_Mark] = []
+    for tag in _TAG.finditer(text):
+        inner, cut = _marks(tag[1])
+        said = inner[-1].text if inner and not cut else tag[1]
+        found.append(_Mark(tag.start(), tag.end(), said))
+    opened = text.lower().rfind("<answer>")
+    if opened >= 0 and not any(mark.start == opened for mark in found):
+        return [], True
+    for box in _BOX.finditer(text):
+        if any(mark.start <= box.start() < mark.end for mark in found):
+            continue
+        end = _closing(text, box.end())
+        if end is None:
+            if text.find("\\boxed", box.end()) < 0:
+                return [], True
+            continue
+        inner_text = text[box.end() + 1 : end - 1] if text[box.end()] == "{" else text[box.end() : end]
+        found.append(_Mark(box.start(), end, inner_text))
+    if re.search(r"\\(?:boxed|fbox)\s*\{?\s*\Z", text):
+        return [], True
+    if not found:
+        found = [_of_line(line) for line in _LINE.finditer(text)]
+    return sorted(found, key=lambda mark: mark.start), False
+
+
+def _closing(text: str, start: int) -> int | None:
+    """The place after the group that begins at `start`; of a bare token, after it."""
+    if text[start] != "{":
+        token = re.compile(r"\\[A-Za-z]+|-?\w+(?:\.\d+)?").match(text, start)
+        return None if token is None else token.end()
+    depth = 0
+    for place in range(start, min(len(text), start + 20 * _LONGEST)):
+        if text[place] in "{}" and (place == 0 or text[place - 1] != "\\"):
+            depth += 1 if text[place] == "{" else -1
+            if not depth:
+                return place + 1
+    return None
+
+
+def _of_line(line: re.Match[str]) -> _Mark:
+    """The answer at the beginning of what a line says, up to the sentence's end."""
+    end = _END.search(line[1])
+    said = line[1] if end is None else line[1][: end.start()]
+    return _Mark(line.start(), line.start(1) + len(said), said.strip().strip("*_` \t").rstrip(":;"), boxed=False)
+
+
+def _looks_bare(line: str) -> bool:
+    """Whether a line is an answer and no sentence: at most two words of letters."""
+    return len(re.findall(r"(?<!\\)\b[A-Za-z]{2,}\b", line)) <= 2 and not line.endswith("?")
+
+
+def _same_text(one: str, other: str) -> bool:
+    return _tight(one) == _tight(other)
+
+
+def _tight(text: str) -> str:
+    """Without white space, but for that between letters or digits."""
+    return re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text.strip())
+
+
+# What an answer is.
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    text: str  # cleaned
+    number: Fraction | None = None
+    percent: bool = False
+    parts: tuple[_Value, ...] = ()  # of a list, set, tuple or interval
+    shape: str = ""  # its brackets: "" or "{}" where order does not count
+    words: bool = False  # plain words, not mathematics
+
+
+_SPELLED = {
+    **{"−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "π": r"\pi "},
+    **{
+        "∞": r"\infty ",
+        "€": "",
+        "£": "",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
+        "±": r"\pm ",
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+    },
+    **{"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"},
+    **{"²": "^{2}", "³": "^{3}", "⁴": "^{4}", "°": "", "∘": "", "\u00a0": " ", "\u2009": " ", "\u202f": " "},
+    **{"’": "'", "“": '"', "”": '"', "∈": r"\in ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta "},
+}
+_DROPPED = re.compile(
+    r"\\(?:left|right|displaystyle|textstyle|limits|bigl|bigr|big|Big|Bigl|Bigr)(?![A-Za-z])"
+    r"|\\[!;:]|\\,|\\ |\\quad|\\qquad|~|\^\s*\{?\s*\\circ\s*\}?|\\degree"
+)
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,4})?")
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:(?:,|\{,\}| )\d{3})+(?:\.\d+)?")
+_SCIENTIFIC = re.compile(r"(.+?)(?:\\times|\\cdot|\*)\s*10\s*(?:\^|\*\*)\s*(?:\{([+-]?\d{1,4})\}|([+-]?\d{1,4}))")
+_FRACTION = re.compile(r"([+-]?)\\frac\s*(?:\{([^{}]+)\}|(\d))\s*(?:\{([^{}]+)\}|(\d))")
+_SLASH = re.compile(r"([+-]?[\d.,]+)\s*/\s*([\d.,]+)")
+_MIXED = re.compile(r"([+-]?)(\d+)\s*(?:\\frac\s*\{(\d+)\}\s*\{(\d+)\}|\s(\d+)\s*/\s*(\d+))")
+_UNIT = re.compile(r"(.*?[\d}.)])\s*(?:\\text\s*\{)?\s*([A-Za-z][A-Za-z .'-]*?(?:\^\{?\d\}?|/[A-Za-z]+)?)\s*\}?")
+_NO_UNITS = {
+    *("or", "and", "not", "minus", "plus", "times", "maybe", "perhaps", "to", "through", "between", "hundred"),
+    *("thousand", "million", "billion", "trillion", "dozen", "half", "halves", "third", "thirds", "percent", "point"),
+    *("e", "i", "x", "y", "z", "n", "k", "a", "b", "c", "t", "r", "pi", "sqrt", "log", "ln", "sin", "cos", "tan"),
+    *("mod", "squared", "cubed", "factorial", "over", "negative", "either", "if", "but", "wait", "actually", "no"),
+}
+
+
+def _clean(text: str) -> str:
+    """An answer without what only sets it: mathematics signs, spacing, fonts."""
+    for sign, spelled in _SPELLED.items():
+        text = text.replace(sign, spelled)
+    text = re.sub(r"√\s*(\d+|\([^()]*\)|[A-Za-z])", lambda found: rf"\sqrt{{{found[1].strip('()')}}}", text)
+    text = re.sub(r"\\(?:mathrm|mathbf|mathit|operatorname|rm|bf)\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
+    text = re.sub(
+        r"\$|\\\(|\\\)|\\\[|\\\]",
+        " ",
+        text.replace("\\$", " ").replace("\\%", "%").replace("\\{", "\\lbrace ").replace("\\}", "\\rbrace "),
+    )
+    text = _DROPPED.sub(" ", text)
+    text = " ".join(text.split()).strip("*_` ")
+    while (inner := _unwrapped(text)) is not None:
+        text = inner
+    return text.rstrip(".,; ") if not text.endswith("..") else text
+
+
+def _unwrapped(text: str) -> str | None:
+    r"""What stands in braces, or in one `\text{…}` or box, that go around the whole."""
+    wrap = re.match(r"\\(?:text|textbf|textit|mbox|boxed|fbox)\s*(?=\{)", text)
+    start = wrap.end() if wrap else 0
+    if text[start : start + 1] != "{" or _closing(text, start) != len(text):
+        return None
+    return text[start + 1 : -1].strip()
+
+
+def _read(text: str) -> _Value | None:
+    """What an answer means, or None where it means nothing."""
+    if len(text) > 20 * _LONGEST:
+        return None
+    if _depth(text) > _DEEPEST:
+        text = _peel(text)
+        if _depth(text) > _DEEPEST:
+            return None
+    text = _clean(text)
+    if not text or len(text) > _LONGEST:
+        return None
+    return _value(text)
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for letter in text:
+        if letter in "{([":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif letter in "})]":
+            depth -= 1
+    return deepest
+
+
+def _peel(text: str) -> str:
+    """Without the braces that go around the whole, however many."""
+    text = text.strip()
+    count = 0
+    while count < len(text) // 2 and text[count] == "{" and text[-1 - count] == "}":
+        count += 1
+    return text[count : len(text) - count] if count else text
+
+
+def _value(text: str) -> _Value:
+    percent = text.endswith("%")
+    number = _number(text[:-1].strip() if percent else text)
+    if number is not None:
+        return _Value(text, number / 100 if percent else number, percent)
+    stripped = re.sub(r"^[A-Za-z](?:_\{?\w+\}?)?\s*=\s*(?=[^=])", "", text)
+    if stripped != text:
+        inner = _value(stripped)
+        if inner.number is not None or inner.parts:
+            return _Value(text, inner.number, inner.percent, inner.parts, inner.shape)
+    unit = _UNIT.fullmatch(text)
+    if unit and _number(unit[1]) is not None:
+        names = unit[2].lower().split()
+        apart = len(names[0]) > 1 or text[len(unit[1]) : len(unit[1]) + 1] in " \\"  # 5 m, and not the product 5m
+        if apart and len(names) <= 3 and not any(name.strip(".'-") in _NO_UNITS for name in names):
+            return _Value(text, _number(unit[1]))
+        if names == ["percent"]:
+            return _Value(text, Fraction(_number(unit[1]) or 0) / 100, True)
+    shape, inner_text = _brackets(text)
+    pieces = _split(inner_text)
+    if len(pieces) > 1 or (shape == "{}" and pieces[0]):
+        return _Value(text, parts=tuple(_value(_clean(piece)) for piece in pieces), shape=shape)
+    if shape in ("()", "[]") and inner_text.strip():  # brackets around one answer, as in (A)
+        inner = _value(inner_text.strip())
+        if inner.number is not None or len(inner_text.strip()) == 1:
+            return _Value(inner.text, inner.number, inner.percent, words=inner.words)
+    words = re.fullmatch(r"[A-Za-z][A-Za-z' .,-]*", text) is not None and (
+        len(text) == 1 or re.search(r"[A-Za-z]{2,}", text) is not None
+    )
+    words = words and text.lower() not in ("pi", "infinity", "infty")
+    return _Value(text, words=words)
+
+
+def _number(text: str) -> Fraction | None:
+    """The number that a text spells, exactly."""
+    text = text.strip()
+    if len(text) > _MOST_DIGITS:
+        return None
+    if _GROUPED.fullmatch(text):
+        text = re.sub(r"[, {}]", "", text)
+    if _NUMBER.fullmatch(text):
+        if re.search(r"[eE][+-]?\d{4}", text):
+            return None
+        return Fraction(text)
+    sign = re.fullmatch(r"([+-])\s+(\S.*)", text)
+    if sign:
+        inner = _number(sign[2])
+        return None if inner is None else (-inner if sign[1] == "-" else inner)
+    mixed = _MIXED.fullmatch(text)
+    if mixed:
+        over, under = mixed[3] or mixed[5], mixed[4] or mixed[6]
+        if int(under):
+            value = int(mixed[2]) + Fraction(int(over), int(under))
+            return -value if mixed[1] == "-" else value
+    fraction = _FRACTION.fullmatch(text)
+    if fraction:
+        top, bottom = _number(fraction[2] or fraction[3]), _number(fraction[4] or fraction[5])
+        if top is not None and bottom:
+            return (-1 if fraction[1] == "-" else 1) * top / bottom
+        return None
+    slash = _SLASH.fullmatch(text)
+    if slash:
+        top, bottom = _number(slash[1]), _number(slash[2])
+        return top / bottom if top is not None and bottom else None
+    scientific = _SCIENTIFIC.fullmatch(text)
+    if scientific:
+        base, power = _number(scientific[1]), int(scientific[2] or scientific[3])
+        return base * Fraction(10) ** power if base is not None and abs(power) <= 400 else None
+    return None
+
+
+_PAIRS = (("\\lbrace", "\\rbrace", "{}"), ("(", ")", "()"), ("[", "]", "[]"), ("(", "]", "(]"), ("[", ")", "[)"))
+
+
+def _brackets(text: str) -> tuple[str, str]:
+    """The brackets around the whole, and what is in them."""
+    for opening, closing, shape in _PAIRS:
+        if text.startswith(opening) and text.endswith(closing) and _encloses(text, len(opening), len(closing)):
+            return shape, text[len(opening) : -len(closing)].strip()
+    return "", text
+
+
+def _encloses(text: str, head: int, tail: int) -> bool:
+    depth = 0
+    for letter in text[head:-tail]:
+        depth += (letter in "([") - (letter in ")]")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def _split(text: str) -> list[str]:
+    """The parts between commas, semicolons and "and", outside of brackets."""
+    pieces, depth, start = [], 0, 0
+    text = re.sub(r"\s*,?\s+(?:and|\\text\s*\{\s*and\s*\})\s+", ", ", text)
+    for place, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter in ",;" and depth == 0:
+            pieces.append(text[start:place].strip())
+            start = place + 1
+    pieces.append(text[start:].strip())
+    return pieces
+
+
+# Whether two answers are equal.
+
+
+def _equal(right: _Value, given: _Value, tolerance: float) -> bool:
+    if right.number is not None and given.number is not None:
+        if right.percent != given.percent and not right.percent and abs(right.number) > 1:
+            return _close(right.number, given.number, tolerance) or _close(right.number, given.number * 100, tolerance)
+        if right.percent and not given.percent and abs(given.number) > 1:
+            return _close(right.number * 100, given.number, tolerance)
+        return _close(right.number, given.number, tolerance)
+    if right.parts or given.parts:
+        return _equal_parts(right, given, tolerance)
+    if _same_text(right.text, given.text):
+        return True
+    if right.words or given.words:
+        return right.words and given.words and _plain(right.text) == _plain(given.text)
+    return _same_expression(right.text, given.text, tolerance)
+
+
+def _equal_parts(right: _Value, given: _Value, tolerance: float) -> bool:
+    shapes = {right.shape, given.shape}
+    loose = shapes <= {"", "{}"}
+    if len(right.parts) != len(given.parts) or not (loose or right.shape == given.shape or shapes == {"", "()"}):
+        return False
+    if not loose:
+        return all(_equal(a, b, tolerance) for a, b in zip(right.parts, given.parts, strict=True))
+    left = list(given.parts)
+    for part in right.parts:
+        match = next((one for one in left if _equal(part, one, tolerance)), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return True
+
+
+def _close(one: Fraction, other: Fraction, tolerance: float) -> bool:
+    return one == other or (bool(tolerance) and abs(one - other) <= Fraction(tolerance) * max(abs(one), abs(other)))
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"[^\w\s]", " ", text).casefold().split())
+
+
+def _readable(value: _Value) -> bool:
+    plain = "\\" not in value.text and re.search(r"\w", value.text) is not None
+    return value.words or plain or _sympy(value.text) is not None
+
+
+def _same_expression(right: str, given: str, tolerance: float) -> bool:
+    one, other = _sympy(right), _sympy(given)
+    if one is None or other is None:
+        return False
+    import sympy
+
+    if isinstance(one, sympy.Equality) != isinstance(other, sympy.Equality):
+        one, other = _side(one), _side(other)
+    try:
+        if one == other:
+            return True
+        if isinstance(one, sympy.Equality) and isinstance(other, sympy.Equality):
+            a, b = sympy.expand(one.lhs - one.rhs), sympy.expand(other.lhs - other.rhs)
+            return a != 0 and b != 0 and sympy.simplify(a / b).is_number is True and sympy.simplify(a / b) != 0
+        if isinstance(one, sympy.MatrixBase) or isinstance(other, sympy.MatrixBase):
+            same_shape = (
+                isinstance(one, sympy.MatrixBase) and isinstance(other, sympy.MatrixBase) and one.shape == other.shape
+            )
+            return same_shape and all(sympy.simplify(cell) == 0 for cell in one - other)
+        if not (isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr)):
+            return False
+        difference = one - other
+        if one.is_number and other.is_number:
+            off = abs(sympy.N(difference, 30))
+            if tolerance:
+                return bool(off <= tolerance * max(abs(sympy.N(one, 30)), abs(sympy.N(other, 30))))
+            if off > 1e-20:
+                return False
+        return bool(sympy.simplify(difference) == 0)
+    except (TypeError, ValueError, AttributeError, NotImplementedError, RecursionError, ZeroDivisionError):
+        return False
+
+
+def _side(expression: Any) -> Any:
+    """Of `x = 5`, what stands on the right."""
+    import sympy
+
+    if isinstance(expression, sympy.Equality) and isinstance(expression.lhs, sympy.Symbol):
+        return expression.rhs
+    return expression
+
+
+def _sympy(text: str) -> Any:
+    """The SymPy object that LaTeX spells, with decimals as exact fractions; None where it spells none."""
+    from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, latex2sympy
+
+    text = re.sub(
+        r"(?<![\w.])(\d*)\.(\d+)", lambda found: rf"\frac{{{int(found[1] + found[2])}}}{{{10 ** len(found[2])}}}", text
+    )
+    text = re.sub(r"\*\*", "^", text)
+    text = re.sub(r"(?<![\\A-Za-z])(sqrt)\(([^()]*)\)", r"\\sqrt{\2}", text)
+    text = re.sub(r"(?<![\\A-Za-z])(pi|sin|cos|tan|log|ln|infty)(?![A-Za-z])", r"\\\1", text)
+    text = text.replace("*", r"\cdot ")
+    try:
+        return latex2sympy(
+            text, is_real=True, normalization_config=NormalizationConfig(malformed_operators=True, nits=True)
+        )
+    except Exception:  # of a parser that is generated: whatever it raises, it cannot read this
+        return None

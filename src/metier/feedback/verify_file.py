@@ -1,0 +1,210 @@
+"""Responses out of a file, scored: one JSON object a line in, one a line out, in the same order.
+
+A line in: {"id", "verifier": {"name", …parameters}, "prompt"?, "response"}; prompt and response are text
+or messages in OpenAI's chat format. Where a verifier looks at state, "start_state" and "final_state"
+hold it. A line out: {"id", "score", "status", "reason", "parts"?, "seconds"}. A line that cannot be
+used is unscored, with the reason; it never stops the others.
+
+Every verdict is made in a worker process (`metier.feedback.verifiers.workers`): one that hangs is
+ended at its deadline, one that dies is replaced and asked again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from metier.base.clock import monotonic
+from metier.base.errors import DataError
+from metier.feedback.verifiers.protocol import Attempt, Verdict, unscored
+from metier.feedback.verifiers.registry import get_verifier
+from metier.feedback.verifiers.workers import Workers
+from metier.records.types import EnvironmentSpec, Message, Task, VerifierSpec
+
+__all__ = ["Counts", "Line", "read_line", "verify_file", "verify_lines"]
+
+_AHEAD = 8  # lines that are read beyond those in work, for each of them
+_UNTIMED = 60.0  # seconds for a verifier that names no deadline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line, read; `verifier` is None where it cannot be used, for the `reason`."""
+
+    id: Any
+    verifier: VerifierSpec | None = None
+    task: Task | None = None
+    attempt: Attempt | None = None
+    reason: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Counts:
+    """What came of a file."""
+
+    lines: int = 0
+    passed: int = 0  # of score 1
+    scored: int = 0
+    unscored: int = 0
+    kept: int = 0  # lines that an earlier call had done
+    reasons: dict[str, int] = field(default_factory=dict)  # why lines are unscored
+
+
+def read_line(raw: bytes, number: int) -> Line:
+    """One line of a file; `number` is its id where it has none."""
+    try:
+        given = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        return Line(id=number, reason=f"line {number} is not UTF-8")
+    except (ValueError, RecursionError) as error:
+        return Line(id=number, reason=f"line {number} is no JSON: {str(error)[:100]}")
+    if not isinstance(given, dict):
+        return Line(id=number, reason=f"line {number} is no JSON object")
+    name = given.get("id", number)
+    spec = given.get("verifier")
+    if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+        return Line(id=name, reason='"verifier" is {"name": …, …parameters}')
+    if "response" not in given:
+        return Line(id=name, reason='"response" is missing')
+    try:
+        asked = _messages(given.get("prompt", ""), "user")
+        said = _messages(given["response"], "assistant")
+        states = [given.get(key) or {} for key in ("start_state", "final_state")]
+        if not all(isinstance(state, dict) for state in states):
+            raise DataError("a state is an object")
+        get_verifier(spec["name"])
+    except DataError as error:
+        return Line(id=name, reason=str(error))
+    params = {key: value for key, value in spec.items() if key != "name"}
+    verifier = VerifierSpec(name=spec["name"], params=params)
+    return Line(
+        id=name,
+        verifier=verifier,
+        task=Task(
+            family="file",
+            kind="verify",
+            messages=asked,
+            verifiers=(verifier,),
+            environment=EnvironmentSpec(name="file", version="1", state=states[0]) if states[0] else None,
+        ),
+        attempt=Attempt(messages=(*asked, *said), final_state=states[1]),
+    )
+
+
+def _messages(given: Any, role: str) -> tuple[Message, ...]:
+    if isinstance(given, str):
+        return (Message(role=role, content=given),) if given or role == "assistant" else ()  # type: ignore[arg-type]
+    if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
+        raise DataError("prompt and response are text or lists of messages")
+    return tuple(Message.from_openai(one) for one in given)
+
+
+def verify_lines(lines: Iterable[bytes], *, jobs: int = 1, first: int = 1) -> Iterator[dict[str, Any]]:
+    """What each line comes to, in their order, `jobs` at a time; no more are read than are nearly due."""
+    workers = Workers(jobs)
+    waiting: deque[Future[dict[str, Any]]] = deque()
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            try:
+                for number, raw in enumerate(lines, first):
+                    waiting.append(pool.submit(_judged, raw, number, workers))
+                    while len(waiting) > jobs * _AHEAD or (waiting and waiting[0].done()):
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+    finally:
+        workers.close()
+
+
+def _judged(raw: bytes, number: int, workers: Workers) -> dict[str, Any]:
+    began = monotonic()
+    line = read_line(raw, number)
+    if line.verifier is None or line.task is None or line.attempt is None:
+        verdict = unscored(line.reason)
+    else:
+        verdict = verdict_of(line.verifier, line.task, line.attempt, workers)
+    told: dict[str, Any] = {
+        "id": line.id,
+        "score": verdict.score,
+        "status": verdict.status,
+        "reason": verdict.reason,
+        "seconds": round(monotonic() - began, 6),
+    }
+    return {**told, "parts": dict(verdict.parts)} if verdict.parts else told
+
+
+def verdict_of(spec: VerifierSpec, task: Task, attempt: Attempt, workers: Workers) -> Verdict:
+    """A verdict by workers, for any verifier."""
+    verifier = get_verifier(spec.name)
+    seconds = getattr(verifier, "seconds", None)
+    if seconds is None:
+        timeout = spec.params.get("timeout", 10.0)  # which code is given, and twice where the machine is at fault
+        timed = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+        seconds = _UNTIMED + 4 * min(float(timeout), 1e6) if timed else _UNTIMED
+    return workers.judge(spec.name, seconds, getattr(verifier, "late_is_wrong", False), task, attempt, spec.params)
+
+
+def verify_file(source: BinaryIO, out: Path | None, write: Any, *, jobs: int = 1) -> Counts:
+    """Score a file's lines into `out`, or by `write(text)`; lines that `out` has already are kept.
+
+    Raises `DataError` where `out` is not of this file.
+    """
+    counts = Counts()
+    lines = (raw for raw in source if raw.strip())
+    if out is None:
+        for told in verify_lines(lines, jobs=jobs):
+            _count(counts, told)
+            write(json.dumps(told, ensure_ascii=False) + "\n")
+        return counts
+    done = _whole_lines(out)
+    for number, kept in enumerate(done, 1):
+        raw = next(lines, None)
+        if raw is None or read_line(raw, number).id != kept.get("id"):
+            raise DataError(f"{out} has lines of another file, from line {number} on; remove it, or name another -o")
+        _count(counts, kept)
+    counts.kept = len(done)
+    with out.open("a", encoding="utf-8") as file:
+        for told in verify_lines(lines, jobs=jobs, first=len(done) + 1):
+            _count(counts, told)
+            file.write(json.dumps(told, ensure_ascii=False) + "\n")
+            file.flush()
+    return counts
+
+
+def _whole_lines(out: Path) -> list[Mapping[str, Any]]:
+    """The lines that are whole; what a stop left of another is cut off."""
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return []
+    data = out.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    try:
+        found = [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise DataError(f"{out} is no output of metier verify: {error}; name another -o") from error
+    if not all(isinstance(one, dict) and "status" in one for one in found):
+        raise DataError(f"{out} is no output of metier verify; name another -o")
+    if len(whole) < len(data):
+        os.truncate(out, len(whole))
+    return found
+
+
+def _count(counts: Counts, told: Mapping[str, Any]) -> None:
+    counts.lines += 1
+    if told["status"] == "scored":
+        counts.scored += 1
+        counts.passed += told["score"] == 1.0
+        return
+    counts.unscored += 1
+    reason = str(told["reason"])[:100]
+    if reason in counts.reasons or len(counts.reasons) < 20:
+        counts.reasons[reason] = counts.reasons.get(reason, 0) + 1
