@@ -20,9 +20,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from metier.base.errors import ConfigError, DataError, ModelError
 from metier.cli import main
+from metier.feedback.verifiers.protocol import Attempt
+from metier.feedback.verifiers.workers import judge
 from metier.models.hub import load_model, load_tokenizer
 from metier.models.renderer import get_renderer
-from metier.records.types import Message
+from metier.records.types import Message, Task
 from metier.train.checkpoints import weights_hash
 from metier.train.data import Encoder, limited, read_rows
 from metier.train.fit import FitSettings, fit
@@ -118,6 +120,19 @@ def test_a_reward_model_prefers_what_people_preferred(tiny_model: Path, tmp_path
             scores = [scorer(torch.tensor([ids])).logits.mean() for ids in (better, worse)]
         leads.append(float(scores[0] - scores[1]))
     assert min(leads) > 0
+    # the verifier says the same of the last pair
+    asked = Message.from_openai(row["prompt"][0])
+    task = Task(family="t", kind="t", messages=(asked,))
+    said = [Attempt(messages=(asked, Message.from_openai(row[side][0]))) for side in ("chosen", "rejected")]
+    params = {"model": result["out"], "shift": 0.5, "scale": 2.0}
+    told = [judge("reward_model", task, attempt, params) for attempt in said]
+    assert [one.score for one in told] == pytest.approx(
+        [float(torch.sigmoid((s - 0.5) / 2.0)) for s in scores], abs=1e-5
+    )
+    none = judge("reward_model", task, said[0], {"model": str(tiny_model)})
+    assert none.score is None and "is no reward model" in none.reason
+    lost = judge("reward_model", task, said[0], {"model": str(tmp_path / "nowhere")})
+    assert lost.score is None and "nowhere" in lost.reason
 
 
 def test_a_process_reward_model_tells_right_steps(tiny_model: Path, tmp_path: Path) -> None:

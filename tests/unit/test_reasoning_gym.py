@@ -126,3 +126,17 @@ def test_what_it_cannot_make_is_told() -> None:
         get_family("reasoning_gym", {"families": {}})
     with pytest.raises(ConfigError, match="takes no options"):
         get_family("general", {"datasets": {}})
+
+
+def test_unseen_datasets_and_the_form_alone() -> None:
+    family = get_family("reasoning_gym", {**OPTIONS, "unseen": {"gcd": None}})
+    assert family.splits() == ("demo", "train", "heldout", "unseen", "format")
+    assert {task.kind for task in family.tasks("unseen", 8, seed=1)} == {"gcd"}
+    formats = family.tasks("format", 30, seed=1)
+    assert len({task.id for task in formats}) == 30
+    for task in formats:
+        said = family.demonstrate(task)[-1].content
+        assert verdict(task, said).score == 1.0
+        assert verdict(task, task.answer["say"]).score == 0.0
+    with pytest.raises(ConfigError, match="'gcd' of reasoning-gym cannot be trained on and unseen"):
+        get_family("reasoning_gym", {"datasets": {"gcd": {}}, "unseen": {"gcd": {}}})

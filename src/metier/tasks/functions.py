@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from metier.base.errors import ConfigError, DataError
@@ -70,6 +71,8 @@ class FunctionsFamily:
                 break
             kind = list(kinds)[number % len(kinds)]
             task = _task(split, kind, kinds[kind](rng), rng)
+            if split != "demo" and not _tells(task):
+                continue
             # Which split a function is in depends on what it does, not on its name or its examples.
             if split in ("train", "heldout") and not in_share(
                 (Message(role="user", content=task.meta["does"]),), split
@@ -145,16 +148,7 @@ def _task(split: str, kind: str, made: Made, rng: random.Random) -> Task:
     names: dict[str, Any] = {}
     exec(code, names)  # of our own making, on our own arguments
     arguments = rng.sample(list(pool), min(len(pool), 40))
-    # Examples and hidden cases with as many different results as there are, so that no constant passes.
-    cases: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    for repeated in (False, True):
-        for argument in arguments:
-            case = {"args": [argument], "expected": names[name](argument)}
-            fresh = repr(case["expected"]) not in seen
-            if len(cases) < EXAMPLES + HIDDEN and (fresh or repeated) and case not in cases:
-                seen.add(repr(case["expected"]))
-                cases.append(case)
+    cases = _mixed([{"args": [one], "expected": names[name](one)} for one in arguments])
     shown, hidden = cases[:EXAMPLES], cases[EXAMPLES:]
     examples = "\n".join(f"{_call(name, case['args'])} is {case['expected']!r}" for case in shown)
     asked = f"Write a Python function {name}({parameter}) that returns {does}.\n{examples}"
@@ -171,6 +165,37 @@ def _task(split: str, kind: str, made: Made, rng: random.Random) -> Task:
         ),
         meta={"does": does, "name": name, "examples": shown, "phrasing": does},
     )
+
+
+def _tells(task: Task) -> bool:
+    """Whether neither a constant nor the argument itself passes what is hidden."""
+    hidden = task.verifiers[0].params["cases"]
+    results = {repr(case["expected"]) for case in hidden}
+    return len(results) > 1 and any([case["expected"]] != case["args"] for case in hidden)
+
+
+def _mixed(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As many cases as are wanted, by turns of each sort, so that neither a constant nor the argument itself passes.
+
+    Sorts are the arguments that come back as they are, and the others by their results, or all together
+    where they have many.
+    """
+
+    def sort(case: Mapping[str, Any]) -> str:
+        return "kept" if [case["expected"]] == case["args"] else repr(case["expected"])
+
+    many = len({sort(case) for case in cases}) > 4
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for case in cases:
+        group = groups.setdefault("changed" if many and sort(case) != "kept" else sort(case), [])
+        if case not in group:
+            group.append(case)
+    for group in groups.values():  # new results first
+        first = {repr(case["expected"]): place for place, case in reversed(list(enumerate(group)))}
+        old = {place for place, case in enumerate(group) if first[repr(case["expected"])] != place}
+        group[:] = [case for _, case in sorted(enumerate(group), key=lambda one: one[0] in old)]
+    turns = [case for turn in zip_longest(*groups.values()) for case in turn if case is not None]
+    return turns[: EXAMPLES + HIDDEN]
 
 
 _INTEGERS = tuple(range(-12, 31))

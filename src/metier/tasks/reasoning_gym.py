@@ -2,11 +2,13 @@
 
 Without options every dataset is a split of its own, for measuring:
 `splits: {reasoning_gym.chain_sum: 64}`. With options the family has the splits `demo`,
-`train` and `heldout`, an equal mix of the datasets named, each with its own configuration:
+`train` and `heldout`, an equal mix of the datasets named, each with its own configuration; `unseen`, the same
+of other datasets, which training has nothing of; and `format`, whose tasks say the answer and ask for
+nothing but its form:
 
     tasks:
       family: reasoning_gym
-      options: {datasets: {chain_sum: {max_terms: 3}, leg_counting: {}}}
+      options: {datasets: {chain_sum: {max_terms: 3}, leg_counting: {}}, unseen: {gcd: {}}}
 
 A question's hash decides its split, so none is in two, however few a dataset has. A task
 names its dataset, configuration, seed and place and not the package's own entry, which may
@@ -27,7 +29,7 @@ from typing import Any
 
 from metier.base.config import did_you_mean
 from metier.base.errors import ConfigError, DataError
-from metier.base.seeds import derive_seed
+from metier.base.seeds import derive_seed, rng_for
 from metier.records.types import Message, Task, VerifierSpec
 from metier.tasks.foreign import in_share
 from metier.tasks.protocol import Environment, NoEnvironment
@@ -37,6 +39,7 @@ __all__ = ["OPEN", "SHUT", "ReasoningGymFamily", "entry_of", "score"]
 OPEN, SHUT = "<answer>", "</answer>"
 _ASK = f"Write the answer alone between {OPEN} and {SHUT}."
 _SPLITS = ("demo", "train", "heldout")
+_THINGS = ("red", "a horse", "no", "Tuesday", "north", "B", "yes", "seven", "blue", "the first", "x", "Rome")
 _SIZE = 500  # places under one seed; some datasets make all of them at once
 _TRIES = 50  # places looked at for each task wanted, before a dataset is taken to have no more
 _ON_ITS_OWN = {"composite"}  # cannot be made without a configuration
@@ -49,30 +52,46 @@ class ReasoningGymFamily:
 
     name = "reasoning_gym"
 
-    def __init__(self, datasets: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        datasets: Mapping[str, Mapping[str, Any]] | None = None,
+        unseen: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         """Raises `ConfigError` where the package is missing or refuses a dataset or its configuration."""
-        self.datasets = dict(datasets or {})
+        self.datasets, self.unseen = dict(datasets or {}), dict(unseen or {})
         self.version = version("reasoning-gym") if _datasets() else ""
-        for dataset, config in self.datasets.items():
+        if both := self.datasets.keys() & self.unseen.keys():
+            raise ConfigError(f"dataset {min(both)!r} of reasoning-gym cannot be trained on and unseen")
+        for dataset, config in (self.datasets | self.unseen).items():
             _make(dataset, json.dumps(config), 0)
 
     def configured(self, options: Mapping[str, Any]) -> ReasoningGymFamily:
         """The family of these datasets. Raises `ConfigError` for unknown options."""
-        datasets = options.get("datasets")
-        if options.keys() != {"datasets"} or not isinstance(datasets, Mapping) or not datasets:
-            raise ConfigError("reasoning_gym has one option, `datasets`: names, each with its configuration or {}")
-        return ReasoningGymFamily({name: config or {} for name, config in datasets.items()})
+        given = [options.get("datasets"), options.get("unseen", {})]
+        if (
+            options.keys() - {"datasets", "unseen"}
+            or not all(isinstance(one, Mapping) for one in given)
+            or not given[0]
+        ):
+            raise ConfigError(
+                "reasoning_gym has the options `datasets` and `unseen`: names, each with its configuration or {}"
+            )
+        return ReasoningGymFamily(*({name: config or {} for name, config in (one or {}).items()} for one in given))
 
     def splits(self) -> Sequence[str]:
-        """`demo`, `train` and `heldout`; without options, the names of the datasets."""
-        return _SPLITS if self.datasets else tuple(sorted(_datasets().keys() - _ON_ITS_OWN))
+        """`demo`, `train`, `heldout`, `unseen` and `format`; without options, the names of the datasets."""
+        if self.datasets:
+            return (*_SPLITS, *(["unseen"] if self.unseen else []), "format")
+        return tuple(sorted(_datasets().keys() - _ON_ITS_OWN))
 
     def tasks(self, split: str, n: int, seed: int) -> list[Task]:
         """`n` different tasks of a split, or as many as there are. Raises `DataError` where it is unknown."""
         if split not in self.splits():
             near = did_you_mean(split, list(self.splits()))
             raise DataError(f"reasoning_gym has no split {split!r}{near}")
-        datasets = self.datasets or {split: {}}
+        if split == "format" and self.datasets:
+            return _formats(n, seed)
+        datasets = self.unseen if split == "unseen" else self.datasets or {split: {}}
         streams = [self._stream(split, name, config, seed, n) for name, config in datasets.items()]
         found: dict[str, Task] = {}
         while streams and len(found) < n:
@@ -90,7 +109,7 @@ class ReasoningGymFamily:
             made_with = derive_seed(seed, "reasoning_gym", split, dataset, number // _SIZE) % 2**31
             entry = entry_of(dataset, json.dumps(config), made_with, place)
             messages = (Message(role="user", content=f"{entry['question']}\n\n{_ASK}"),)
-            if self.datasets and not in_share(messages, split):
+            if self.datasets and split in _SPLITS and not in_share(messages, split):
                 continue
             where = {"dataset": dataset, "config": dict(config), "seed": made_with, "place": place}
             yield Task(
@@ -113,6 +132,34 @@ class ReasoningGymFamily:
         if task.answer["say"] is None:
             raise DataError(f"dataset {task.kind!r} of reasoning-gym has questions without an answer of its own")
         return (*task.messages, Message(role="assistant", content=f"{OPEN}{task.answer['say']}{SHUT}"))
+
+
+def _formats(n: int, seed: int) -> list[Task]:
+    """Tasks that say what to answer."""
+    rng = rng_for(seed, "reasoning_gym", "format")
+    found: dict[str, Task] = {}
+    for _ in range(50 * n):
+        if len(found) == n:
+            break
+        say = rng.choice(
+            (str(rng.randint(-99, 999)), rng.choice(_THINGS), f"{rng.randint(0, 99)}, {rng.randint(0, 99)}")
+        )
+        asked = f"The answer to this question is {say}.\n\n{_ASK}"
+        answer = f"{OPEN}{say}{SHUT}"
+        found.setdefault(
+            asked,
+            Task(
+                family="reasoning_gym",
+                kind="format",
+                split="format",
+                source="metier",
+                licence="Apache-2.0",
+                messages=(Message(role="user", content=asked),),
+                answer={"say": say},
+                verifiers=(VerifierSpec(name="exact", params={"answer": answer}),),
+            ),
+        )
+    return list(found.values())
 
 
 @functools.lru_cache(maxsize=4096)

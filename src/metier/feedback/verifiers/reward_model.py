@@ -1,7 +1,7 @@
 """The verifier "reward_model": what a trained reward model makes of a conversation.
 
-The model is a sequence-classification model of transformers with one output, as `metier train
-reward_model` saves it; its reward r is turned into a score by `1 / (1 + exp(-(r - shift) / scale))`, so
+The model is a sequence-classification model of transformers, as `metier train reward` saves it; its
+reward r, the mean of its heads where it has several, is turned into a score by `1 / (1 + exp(-(r - shift) / scale))`, so
 that 0.5 is where the two sides of a pair would be as likely. A conversation longer than the
 model's context is unscored. It is a judgement and no check: audit it before it is a reward.
 """
@@ -14,6 +14,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from metier.base.errors import ModelError
 from metier.feedback.verifiers.protocol import Attempt, Described, Verdict, unscored
 from metier.records.types import Task
 
@@ -28,7 +29,7 @@ class RewardModel(Described):
     name = "reward_model"
     version = "1"
     parameters: ClassVar = {
-        "model": "the folder or name of a sequence-classification model with one output",
+        "model": "the folder or name of a sequence-classification model",
         "shift": "the reward that scores 0.5; default 0",
         "scale": "how much reward takes 0.5 to 0.73; default 1",
     }
@@ -45,12 +46,15 @@ class RewardModel(Described):
         import torch
 
         with _ONE_AT_A_TIME, torch.inference_mode():
-            model, renderer = _loaded(name)
+            try:
+                model, renderer = _loaded(name)
+            except ModelError as error:
+                return unscored(str(error))
             ids = list(renderer.render(attempt.messages, task.tools).token_ids)
             room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
             if room is not None and len(ids) > room:
                 return unscored(f"the conversation has {len(ids)} tokens, the model reads {room}")
-            reward = float(model(input_ids=torch.tensor([ids], device=model.device)).logits[0, 0])
+            reward = float(model(input_ids=torch.tensor([ids], device=model.device)).logits[0].mean())
         if not math.isfinite(reward):
             return unscored(f"the model's reward is {reward}")
         score = 1 / (1 + math.exp(max(-700.0, min(700.0, -(reward - shift) / scale))))
@@ -59,7 +63,13 @@ class RewardModel(Described):
 
 @functools.lru_cache(maxsize=2)
 def _loaded(name: str) -> tuple[Any, Any]:
-    from metier.models.hub import load_scorer, load_tokenizer
+    from transformers import AutoConfig
+
+    from metier.models.hub import load_scorer, load_tokenizer, locate
     from metier.models.renderer import get_renderer
 
-    return load_scorer(name), get_renderer(load_tokenizer(name))
+    tokenizer = load_tokenizer(name)
+    config = AutoConfig.from_pretrained(locate(name))
+    if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ()):
+        raise ModelError(f"{name!r} is no reward model: it has no score head; train one with `metier train reward`")
+    return load_scorer(name, heads=config.num_labels), get_renderer(tokenizer)
