@@ -6,6 +6,9 @@ A line holds `messages` (OpenAI chat format) or `prompt` (text), and optionally 
 each text of the assistant; or who a model is to play), `workspace` (files by path, for the tools
 `run_python`, `run_shell` and `write_file`), `demonstration` (messages that continue the
 conversation), `split` (default "train") and `kind`. Every bad line is refused by number.
+
+A line as GSM8K has it, `question` and `answer` (a solution that ends in "#### 18"), is a task as well: the verifier
+`math` compares what the policy puts behind "####", and the solution is the demonstration.
 """
 
 from __future__ import annotations
@@ -64,6 +67,7 @@ class FileFamily:
     def _read(self, raw: Any, tools: Callable[[str], Tool]) -> None:
         if not isinstance(raw, dict):
             raise DataError("expected a JSON object")
+        raw = _of_gsm8k(raw) if "question" in raw else raw
         unknown = sorted(raw.keys() - _KEYS)
         if unknown:
             raise DataError(f"unknown key {unknown[0]!r}; known are {', '.join(sorted(_KEYS))}")
@@ -120,6 +124,22 @@ class FileFamily:
         if not self._gold[task.id]:
             raise DataError(f"a task of {self.path} (split {task.split!r}) has no 'demonstration'; SFT needs one")
         return (*task.messages, *self._gold[task.id])
+
+
+def _of_gsm8k(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The task of a question and its solution."""
+    question, solution = raw["question"], raw.get("answer")
+    if not isinstance(question, str) or not isinstance(solution, str) or "####" not in solution:
+        raise DataError("a 'question' has an 'answer' that ends in #### and the number")
+    more = {key: value for key, value in raw.items() if key not in ("question", "answer")}
+    return {
+        "kind": "question",
+        **more,
+        "prompt": f"{question}\n\nEnd with #### and the answer alone.",
+        "answer": solution.rpartition("####")[2].strip(),
+        "verifier": "math",
+        "demonstration": [{"role": "assistant", "content": solution}],
+    }
 
 
 def _environment(user: Any, workspace: Any) -> EnvironmentSpec | None:

@@ -3,8 +3,8 @@
 Without options every dataset is a split of its own, for measuring:
 `splits: {reasoning_gym.chain_sum: 64}`. With options the family has the splits `demo`,
 `train` and `heldout`, an equal mix of the datasets named, each with its own configuration; `unseen`, the same
-of other datasets, which training has nothing of; and `format`, whose tasks say the answer and ask for
-nothing but its form:
+of other datasets, which training has nothing of; and `format`, small questions of common knowledge that
+are answered in the same form and teach nothing else:
 
     tasks:
       family: reasoning_gym
@@ -39,7 +39,68 @@ __all__ = ["OPEN", "SHUT", "ReasoningGymFamily", "entry_of", "score"]
 OPEN, SHUT = "<answer>", "</answer>"
 _ASK = f"Write the answer alone between {OPEN} and {SHUT}."
 _SPLITS = ("demo", "train", "heldout")
-_THINGS = ("red", "a horse", "no", "Tuesday", "north", "B", "yes", "seven", "blue", "the first", "x", "Rome")
+# What people know, for the form of an answer: none of it is asked by a dataset.
+_FACTS = (
+    *(
+        ("What colour is fresh grass?", "green"),
+        ("What colour is snow?", "white"),
+        ("What colour is a ripe banana?", "yellow"),
+    ),
+    *(("What is the capital of France?", "Paris"), ("What is the capital of Italy?", "Rome")),
+    *(("What is the capital of Japan?", "Tokyo"), ("What is the capital of Egypt?", "Cairo")),
+    *(
+        ("Which animal barks?", "a dog"),
+        ("Which animal says meow?", "a cat"),
+        ("Which animal gives milk on a farm?", "a cow"),
+    ),
+    *(("What do bees make?", "honey"), ("What do hens lay?", "eggs"), ("What do fish breathe with?", "gills")),
+    *(("Which day comes after Monday?", "Tuesday"), ("Which day comes before Sunday?", "Saturday")),
+    *(("Which month comes after March?", "April"), ("Which month is the last of the year?", "December")),
+    *(("How many days has a week?", "7"), ("How many months has a year?", "12"), ("How many hours has a day?", "24")),
+    *(
+        ("How many wheels has a bicycle?", "2"),
+        ("How many fingers has a hand?", "5"),
+        ("How many minutes has an hour?", "60"),
+    ),
+    *(
+        ("What is the opposite of hot?", "cold"),
+        ("What is the opposite of up?", "down"),
+        ("What is the opposite of day?", "night"),
+    ),
+    *(
+        ("What is the opposite of big?", "small"),
+        ("What is the opposite of open?", "closed"),
+        ("What is frozen water called?", "ice"),
+    ),
+    *(
+        ("What is the largest ocean?", "the Pacific"),
+        ("Which planet do we live on?", "Earth"),
+        ("What shines at night?", "the moon"),
+    ),
+    *(
+        ("What do we call a baby dog?", "a puppy"),
+        ("What do we call a baby cat?", "a kitten"),
+        ("What is a shape with three sides?", "a triangle"),
+    ),
+    *(("What language is spoken in Spain?", "Spanish"), ("What language is spoken in Germany?", "German")),
+    *(
+        ("Who wrote Hamlet?", "Shakespeare"),
+        ("What do we read in a library?", "books"),
+        ("What do we wear on our feet?", "shoes"),
+    ),
+    *(("What is the first letter of the alphabet?", "A"), ("What season comes after winter?", "spring")),
+    *(
+        ("What metal is a magnet drawn to?", "iron"),
+        ("What gas do we breathe to live?", "oxygen"),
+        ("What do cows eat?", "grass"),
+    ),
+    *(
+        ("Is the sun hot?", "yes"),
+        ("Is ice warm?", "no"),
+        ("Can a fish fly a plane?", "no"),
+        ("Do birds have wings?", "yes"),
+    ),
+)
 _SIZE = 500  # places under one seed; some datasets make all of them at once
 _TRIES = 50  # places looked at for each task wanted, before a dataset is taken to have no more
 _ON_ITS_OWN = {"composite"}  # cannot be made without a configuration
@@ -135,31 +196,22 @@ class ReasoningGymFamily:
 
 
 def _formats(n: int, seed: int) -> list[Task]:
-    """Tasks that say what to answer."""
-    rng = rng_for(seed, "reasoning_gym", "format")
-    found: dict[str, Task] = {}
-    for _ in range(50 * n):
-        if len(found) == n:
-            break
-        say = rng.choice(
-            (str(rng.randint(-99, 999)), rng.choice(_THINGS), f"{rng.randint(0, 99)}, {rng.randint(0, 99)}")
+    """Questions of common knowledge, asked for in the same form."""
+    facts = list(_FACTS)
+    rng_for(seed, "reasoning_gym", "format").shuffle(facts)
+    return [
+        Task(
+            family="reasoning_gym",
+            kind="format",
+            split="format",
+            source="metier",
+            licence="Apache-2.0",
+            messages=(Message(role="user", content=f"{asked}\n\n{_ASK}"),),
+            answer={"say": say},
+            verifiers=(VerifierSpec(name="exact", params={"answer": f"{OPEN}{say}{SHUT}"}),),
         )
-        asked = f"The answer to this question is {say}.\n\n{_ASK}"
-        answer = f"{OPEN}{say}{SHUT}"
-        found.setdefault(
-            asked,
-            Task(
-                family="reasoning_gym",
-                kind="format",
-                split="format",
-                source="metier",
-                licence="Apache-2.0",
-                messages=(Message(role="user", content=asked),),
-                answer={"say": say},
-                verifiers=(VerifierSpec(name="exact", params={"answer": answer}),),
-            ),
-        )
-    return list(found.values())
+        for asked, say in facts[:n]
+    ]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,9 +1,10 @@
 """The verifier "reward_model": what a trained reward model makes of a conversation.
 
 The model is a sequence-classification model of transformers, as `metier train reward` saves it; its
-reward r, the mean of its heads where it has several, is turned into a score by `1 / (1 + exp(-(r - shift) / scale))`, so
-that 0.5 is where the two sides of a pair would be as likely. A conversation longer than the
-model's context is unscored. It is a judgement and no check: audit it before it is a reward.
+reward r, the mean of its heads where it has several, is turned into a score by
+`1 / (1 + exp(-(r - shift) / scale))`, so that 0.5 is where the two sides of a pair would be as
+likely. A conversation longer than the model's context is unscored. It is a judgement and no check:
+audit it before it is a reward.
 """
 
 from __future__ import annotations
