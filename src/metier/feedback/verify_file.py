@@ -148,8 +148,8 @@ def verdict_of(spec: VerifierSpec, task: Task, attempt: Attempt, workers: Worker
     seconds = getattr(verifier, "seconds", None)
     if seconds is None:
         timeout = spec.params.get("timeout", 10.0)  # which code is given, and twice where the machine is at fault
-        timed = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-        seconds = _UNTIMED + 4 * min(float(timeout), 1e6) if timed else _UNTIMED
+        timed = isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and 0 <= timeout < 1e6
+        seconds = _UNTIMED + 4 * float(timeout) if timed else _UNTIMED
     return workers.judge(spec.name, seconds, getattr(verifier, "late_is_wrong", False), task, attempt, spec.params)
 
 
@@ -163,7 +163,7 @@ def verify_file(source: BinaryIO, out: Path | None, write: Any, *, jobs: int = 1
     if out is None:
         for told in verify_lines(lines, jobs=jobs):
             _count(counts, told)
-            write(json.dumps(told, ensure_ascii=False) + "\n")
+            write(json.dumps(told) + "\n")
         return counts
     done = _whole_lines(out)
     for number, kept in enumerate(done, 1):
@@ -175,7 +175,7 @@ def verify_file(source: BinaryIO, out: Path | None, write: Any, *, jobs: int = 1
     with out.open("a", encoding="utf-8") as file:
         for told in verify_lines(lines, jobs=jobs, first=len(done) + 1):
             _count(counts, told)
-            file.write(json.dumps(told, ensure_ascii=False) + "\n")
+            file.write(json.dumps(told) + "\n")
             file.flush()
     return counts
 

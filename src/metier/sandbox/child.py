@@ -16,6 +16,7 @@ Standard library only: it also runs in containers and on other machines.
 from __future__ import annotations
 
 import ast
+import atexit
 import builtins
 import contextlib
 import io
@@ -23,6 +24,7 @@ import json
 import os
 import random
 import sys
+import threading
 import types
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -60,6 +62,8 @@ def run(enter: Callable[[], None], job: dict[str, Any] | None = None) -> NoRetur
             os.dup2(2, 1)
         _limit(job["limits"])
         random.seed(0)  # the same code gives the same
+        for name in ("exit", "quit"):  # which `site` would bring
+            setattr(builtins, name, sys.exit)
         enter()
         for name in [name for name in sys.modules if name == "metier" or name.startswith("metier.")]:
             del sys.modules[name]
@@ -108,9 +112,14 @@ def _send(out: int, what: Any) -> None:
         data = data[os.write(out, data) :]
 
 
-def _words(error: BaseException) -> str:
-    """What was raised, in few words; never fails, though `__str__` may be anybody's."""
-    name = type.__dict__["__name__"].__get__(type(error))
+def _words(error: BaseException, *, known: bool = False) -> str:
+    """What was raised, in few words; never fails, though `__str__` may be anybody's.
+
+    With `known`, an exception of the code's own is named by the built-in one that it comes from.
+    """
+    kinds = type.__dict__["__mro__"].__get__(type(error))
+    kind = next((one for one in kinds if one.__module__ == "builtins"), kinds[0]) if known else kinds[0]
+    name = type.__dict__["__name__"].__get__(kind)
     try:
         said = str(error)
     except BaseException:
@@ -143,7 +152,7 @@ def _serve(job: dict[str, Any], out: int) -> int:
         except NotPlainError as error:
             _send(out, {"raised": f"it returned {error}"})
         except BaseException as error:
-            _send(out, {"raised": _words(error)})
+            _send(out, {"raised": _words(error, known=True)})
     return 0
 
 
@@ -170,8 +179,15 @@ def _tests(job: dict[str, Any], out: int) -> int:
     def candidate(*arguments: Any, **named: Any) -> Any:
         nonlocal made
         made += 1
-        written = {name: encode(value) for name, value in named.items()}
-        _send(out, {"args": encode(arguments)["tuple"], "named": written})
+        try:
+            written = {
+                "args": encode(arguments)["tuple"],
+                "named": {key: encode(value) for key, value in named.items()},
+            }
+        except NotPlainError as error:
+            _send(out, {"broken": f"the tests call with {error}"})
+            raise _Stop from error
+        _send(out, written)
         frame = _receive()
         if frame is None:
             raise _Stop
@@ -229,6 +245,7 @@ def _program(job: dict[str, Any], out: int) -> int:
     sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding="utf-8")
     sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), encoding="utf-8")
     sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), encoding="utf-8", write_through=True)
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
     status = 0
     try:
         _module("__main__", job["code"])
@@ -237,8 +254,9 @@ def _program(job: dict[str, Any], out: int) -> int:
     except BaseException as error:
         status = 1
         os.write(2, _words(error).encode("utf-8", "replace"))
-    with contextlib.suppress(BaseException):
-        sys.stdout.flush()
+    for end in (getattr(threading, "_shutdown", int), getattr(atexit, "_run_exitfuncs", int), sys.stdout.flush):
+        with contextlib.suppress(BaseException):  # as an interpreter ends: threads, what was registered, output
+            end()
     return status & 255
 
 

@@ -465,7 +465,10 @@ class LocalSandbox:
             elif "broken" in asked:
                 return "unavailable", str(asked["broken"])
             else:
-                return "wrong", str(asked.get("failed", "the tests did not pass"))
+                said = str(asked.get("failed", "the tests did not pass"))
+                return (
+                    ("wrong", said) if asked.get("calls") else ("unavailable", f"the tests fail by themselves: {said}")
+                )
 
     @staticmethod
     def _ready(talk: _Talk) -> None:

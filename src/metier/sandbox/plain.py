@@ -92,13 +92,20 @@ def from_json(value: Any) -> Any:
     return encode(value)
 
 
-def same(got: Any, expected: Any, tolerance: float = 0.0, depth: int = 0) -> bool:
+def same(got: Any, expected: Any, tolerance: float = 0.0) -> bool:
     """Whether a written value is the expected one, itself written by `from_json` or `encode`.
 
     As Python's `==`, but that true is not 1 and that JSON's spelling is met half-way: a tuple is as good as a
     list, and a key of a dict as good as its spelling. A float may be off by `tolerance`, relative or
-    absolute.
+    absolute. What is nested too deeply, or is no written value, is the same as nothing.
     """
+    try:
+        return _same(got, expected, tolerance)
+    except NotPlainError:
+        return False
+
+
+def _same(got: Any, expected: Any, tolerance: float, depth: int = 0) -> bool:
     if depth > _DEEPEST + 2:
         return False
     if isinstance(got, bool) or isinstance(expected, bool) or got is None or expected is None:
@@ -120,11 +127,11 @@ def same(got: Any, expected: Any, tolerance: float = 0.0, depth: int = 0) -> boo
     if kind != wanted or kind is None or len(items) != len(others):
         return False
     if kind in ("list", "tuple"):
-        return all(same(a, b, tolerance, depth + 1) for a, b in zip(items, others, strict=True))
+        return all(_same(a, b, tolerance, depth + 1) for a, b in zip(items, others, strict=True))
     if kind == "dict":
         have = {_spelling(pair[0]): pair[1] for pair in items if isinstance(pair, list) and len(pair) == 2}
         want = {_spelling(pair[0]): pair[1] for pair in others}
-        return have.keys() == want.keys() and all(same(have[key], want[key], tolerance, depth + 1) for key in want)
+        return have.keys() == want.keys() and all(_same(have[key], want[key], tolerance, depth + 1) for key in want)
     if kind in ("set", "frozenset"):
         return sorted(map(_key, items)) == sorted(map(_key, others))
     return bool(items == others)
@@ -163,8 +170,13 @@ def _items(written: Any) -> tuple[str | None, list[Any]]:
     return None, []
 
 
-def _key(written: Any) -> str:
-    """A set's member as text, so that equal ones have equal texts and their hash cannot be chosen."""
+def _key(written: Any, depth: int = 0) -> str:
+    """A set's member as text, so that equal ones have equal texts and their hash cannot be chosen.
+
+    Raises `NotPlainError` for what is nested too deeply.
+    """
+    if depth > _DEEPEST:
+        raise NotPlainError("too deep")
     if isinstance(written, (bool, str)) or written is None:
         return json.dumps(written)
     number = _number(written)
@@ -173,8 +185,8 @@ def _key(written: Any) -> str:
             number = int(number)
         return hex(number) if isinstance(number, int) and abs(number) >= 2**63 else str(number)
     kind, items = _items(written)
-    inner = [_key(one) for one in items] if kind in ("list", "tuple", "set", "frozenset") else items
-    return json.dumps([kind, sorted(inner) if kind in ("set", "frozenset") else inner])
+    inner = [_key(one, depth + 1) if isinstance(one, (str, list, dict)) else str(one) for one in items]
+    return f"{kind}({','.join(sorted(inner) if kind in ('set', 'frozenset') else inner)})"
 
 
 def _spelling(key: Any) -> str:

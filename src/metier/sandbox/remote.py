@@ -72,7 +72,9 @@ class RemoteSandbox:
             if "broken" in verdict:
                 return _result("unavailable", str(verdict["broken"]), began)
             if "failed" in verdict:
-                return _result("wrong", str(verdict["failed"]), began)
+                own = not verdict.get("calls")
+                said_ = f"the tests fail by themselves: {verdict['failed']}" if own else str(verdict["failed"])
+                return _result("unavailable" if own else "wrong", said_, began)
             asked.append(verdict)
             gave = self._ask({"do": "serve", "code": code, "entry_point": entry_point}, asked, limits)
             if len(gave.answers) < len(asked):

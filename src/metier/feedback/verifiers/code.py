@@ -19,6 +19,7 @@ What it cannot know: whether the tests ask enough. A program that answers them b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -175,7 +176,8 @@ def _programs(sandbox: Sandbox, code: str, params: Mapping[str, Any], limits: Li
         given = [got is not None for got in outputs] + [False] * (len(cases) - len(outputs))
         return _checked(sandbox, params["checker"], items, given, ended, limits, until - limits.seconds, "")
     right = [
-        got is not None and _lines(got) == _lines(case["stdout"]) for got, case in zip(outputs, cases, strict=False)
+        got is not None and _printed(got, case["stdout"], float(params.get("tolerance", 0.0)))
+        for got, case in zip(outputs, cases, strict=False)
     ]
     return _verdict(ended, right + [False] * (len(cases) - len(right)))
 
@@ -194,9 +196,10 @@ def _checked(
     if not items:
         return _verdict(result, list(given), failed)
     judged = sandbox.checks(checker, items, _within(limits, max(began + limits.seconds - monotonic(), 1.0)))
-    if judged.kind != "ok" or any(answer.failed for answer in judged.answers):
-        said = judged.said or next((answer.raised for answer in judged.answers if answer.failed), judged.kind)
-        return unscored(f"the checker gave no verdict: {said}")
+    if judged.kind != "ok":
+        return unscored(f"the checker gave no verdict: {judged.said or judged.kind}")
+    # One that fails on what the code gave says no: else a policy could choose to have no verdict.
+    failed = failed or next((f"the checker: {answer.raised}" for answer in judged.answers if answer.failed), "")
     verdicts = iter(judged.answers)
     return _verdict(result, [there and next(verdicts).value is True for there in given], failed)
 
@@ -219,6 +222,22 @@ def _within(limits: Limits, seconds: float) -> Limits:
 def _written(value: Any) -> Any:
     """A value of a case: out of a JSON file, or of Python with tuples and sets."""
     return from_json(value) if isinstance(value, (list, dict)) else encode(value)
+
+
+def _printed(got: str, wanted: str, tolerance: float) -> bool:
+    """Whether the lines are those wanted; with a tolerance, numbers in them may be off by that."""
+    ours, theirs = _lines(got), _lines(wanted)
+    if ours == theirs or not tolerance or len(ours) != len(theirs):
+        return ours == theirs
+    words = [(a.split(), b.split()) for a, b in zip(ours, theirs, strict=True)]
+    return all(len(a) == len(b) and all(map(_near, a, b, [tolerance] * len(a))) for a, b in words)
+
+
+def _near(one: str, other: str, tolerance: float) -> bool:
+    try:
+        return one == other or math.isclose(float(one), float(other), rel_tol=tolerance, abs_tol=tolerance)
+    except ValueError:
+        return False
 
 
 def _lines(text: str) -> list[str]:

@@ -40,7 +40,7 @@ class Combination(Described):
         if not isinstance(parts, (list, tuple)) or not parts:
             return unscored('the parameter "verifiers" is missing or empty')
         weights = [part.get("weight", 1.0) for part in parts]
-        if any(not isinstance(one, (int, float)) or one < 0 for one in weights):
+        if any(isinstance(one, bool) or not isinstance(one, (int, float)) or not 0 <= one < 1e9 for one in weights):
             return unscored("a weight is a number, 0 or more")
         verdicts = [
             judge(part["name"], task, attempt, {k: v for k, v in part.items() if k not in _OWN}) for part in parts

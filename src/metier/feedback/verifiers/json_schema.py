@@ -72,7 +72,7 @@ def read_value(text: str) -> tuple[Any, str]:
         return None, "there is more than one block"
     if blocks:
         around = text[: blocks[0].start()] + text[blocks[0].end() :]
-        if any(_is_container(line) for line in around.splitlines()):
+        if _holds_container(around):
             return None, "there is a second value beside the block"
         text = blocks[0][2]
     try:
@@ -83,11 +83,16 @@ def read_value(text: str) -> tuple[Any, str]:
         return None, f"it is no JSON value: {str(error)[:120]}"
 
 
-def _is_container(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), (dict, list))
-    except (ValueError, RecursionError):
-        return False
+def _holds_container(text: str) -> bool:
+    """Whether an object or a list that is not empty stands somewhere in a text."""
+    decoder = json.JSONDecoder()
+    for place in [found.start() for found in re.finditer(r"[\[{]", text)][:200]:
+        try:
+            if decoder.raw_decode(text, place)[0]:
+                return True
+        except (ValueError, RecursionError):
+            continue
+    return False
 
 
 def _refuse(constant: str) -> Any:

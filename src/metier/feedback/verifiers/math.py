@@ -7,7 +7,7 @@ several marks the last counts, as in "\boxed{41} Wait, no: \boxed{42}"; but a re
 
 Two answers are equal in the mode "exact" where they are the same number, expression, equation, interval,
 list or word: 0.5 is 1/2, and 1.41421356 is not the root of 2. In the mode "numeric" they may be off by
-`tolerance`. Numbers, fractions, percentages, lists and words are compared here; what is left goes
+`tolerance`. Units must agree where both have one; what is still a question, a sum, an integral or 43 - 1, is no answer. Numbers, fractions, percentages, lists and words are compared here; what is left goes
 to latex2sympy and SymPy, in a process with a deadline. What neither can read is compared as text,
 white space aside.
 
@@ -66,6 +66,10 @@ class Math(Described):
         given = _read(said)
         if given is None:
             return Verdict(score=0.0, reason="the answer cannot be read", parts={"answered": 1.0, "right": 0.0})
+        if _UNDONE.search(said) and not _UNDONE.search(str(gold)):
+            return Verdict(score=0.0, reason="the answer is not worked out", parts={"answered": 1.0, "right": 0.0})
+        if right.number is not None and given.number is None and _SUM.search(given.text):
+            return Verdict(score=0.0, reason="the answer is not worked out", parts={"answered": 1.0, "right": 0.0})
         won = _equal(right, given, float(tolerance) if mode == "numeric" else 0.0)
         reason = "the answer is right" if won else f"the answer is {said[:80]!r}"
         return Verdict(score=float(won), reason=reason, parts={"answered": 1.0, "right": float(won)})
@@ -84,18 +88,30 @@ _LINE = re.compile(
     r"|####"
     r"|\b(?:the|my|our)[ \t]+(?:final[ \t]+|correct[ \t]+)?(?:answer|result)[ \t]+(?:is|equals|=)[ \t]*:?"
     r"|^[ \t>*_#]*(?:Therefore|Thus|So|Hence),?[ \t]+(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t]+(?:is|=):?)"
-    r"[ \t*_]*(.*)",
+    r"[ \t*_]*\n?\s*(.*)",
     re.IGNORECASE | re.MULTILINE,
 )
 _CHOICE = re.compile(
     r"\b(?:or|maybe|perhaps|alternatively|possibly|either|otherwise|might|could|not sure|unsure|unless)\b",
     re.IGNORECASE,
 )
-_OR_ELSE = re.compile(r"\W*(?:or|maybe|perhaps|alternatively|possibly|otherwise)\b", re.IGNORECASE)
+# Words that take back what was said, or put another answer beside it.
+_DOUBT = re.compile(
+    r"\b(?:or|else|vs|versus|maybe|perhaps|alternatively|possibly|either|otherwise|may|might|could|can also|unless"
+    r"|unsure|not sure|although|though|wait|actually|sorry|mistake|mistaken|error|correction|recheck|oops|hmm|scratch"
+    r"|second thought|edit|instead|rather|should be|real|right|correct|wrong|no)\b|[/|]",
+    re.IGNORECASE,
+)
+_AGREES = re.compile(r"equivalent|the same|that is|i\.e\.|no (?:mistake|error)|is (?:correct|right)", re.IGNORECASE)
 _RETRACTED = re.compile(r"\b(?:wait|actually|sorry|mistaken?|correction|recheck|no[,:])", re.IGNORECASE)
-_END = re.compile(r"(?<=[^\s.])\.(?=\s|$)|(?<!\\)!(?=\s|$)")
+_CASES = re.compile(r"\b(?:case|cases|option|solution|root)\b", re.IGNORECASE)
+_END = re.compile(r"(?<=[^\s.])\.(?=\s|$)|(?<!\\)!(?=\s|$)|,?\s+(?:since|because|which|as)\b")
 _AND = re.compile(r"[\s,;.$&*_|/]*(?:and|or)?[\s,;.$&*_|/]*", re.IGNORECASE)
-_NUMBER_AFTER = re.compile(r"(?:\d|\\frac|\\sqrt|\\pi|\b[a-z]\s*=)", re.IGNORECASE)
+_NUMBER_AFTER = re.compile(
+    r"\d|\\frac|\\sqrt|\\pi|\b[a-z]\s*=|\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w*teen"
+    r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand)\b",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +140,46 @@ def final_answer(text: str, *, bare: bool = False) -> tuple[str | None, str]:
         between = text[before.end : after.start]
         if _same_text(before.text, last.text):
             continue
-        if before.boxed and after.boxed and _AND.fullmatch(between):
+        if not before.text.strip():
+            continue
+        if before.boxed and after.boxed and (_AND.fullmatch(between) or _CASES.search(between)):
             together.insert(0, before.text)
             continue
         if _CHOICE.search(between) and not _RETRACTED.search(between) and len(between) < 200:
             return None, "it offers a choice of answers"
         break
-    rest = text[last.end :]
-    doubt = _OR_ELSE.match(rest) or _CHOICE.search(re.split(r"[.!?\n]", rest, maxsplit=1)[0]) or _RETRACTED.search(rest)
-    if doubt and _NUMBER_AFTER.search(rest, doubt.end(), doubt.end() + 60):
+    if not last.text.strip():
+        return None, "the answer is empty"
+    if _takes_back(text[last.end :], last.text):
         return None, "it goes on to doubt its answer"
     answer = ", ".join(together).strip()
     if not answer:
         return None, "the answer is empty"
     return answer, ""
+
+
+def _takes_back(rest: str, answer: str) -> bool:
+    """Whether what follows the answer gives another one: by a mark of its own, or in words of doubt with a number."""
+    for line in _LINE.finditer(rest):
+        said = _of_line(line).text
+        if said and not _same_text(said, answer) and _NUMBER_AFTER.search(said) and not _means_same(said, answer):
+            return True
+    tight = _tight(answer)
+    for doubt in _DOUBT.finditer(rest):
+        window = rest[doubt.start() : doubt.end() + 60]
+        again = re.search(rf"(?<![\w.-]){re.escape(tight)}(?!\w)", _tight(window)) is not None
+        if (
+            _NUMBER_AFTER.search(window, doubt.end() - doubt.start())
+            and not again
+            and not _AGREES.search(rest[max(0, doubt.start() - 12) : doubt.end() + 60])
+        ):
+            return True
+    return False
+
+
+def _means_same(one: str, other: str) -> bool:
+    a, b = _read(one), _read(other)
+    return a is not None and b is not None and a.number is not None and a.number == b.number
 
 
 def _marks(text: str) -> tuple[list[_Mark], bool]:
@@ -183,6 +225,10 @@ def _closing(text: str, start: int) -> int | None:
 
 def _of_line(line: re.Match[str]) -> _Mark:
     """The answer at the beginning of what a line says, up to the sentence's end."""
+    inner = _LINE.match(line[1])
+    if inner is not None and inner[1].strip():  # "Final answer: the answer is 5"
+        nested = _of_line(inner)
+        return _Mark(line.start(), line.start(1) + nested.end, nested.text, boxed=False)
     end = _END.search(line[1])
     said = line[1] if end is None else line[1][: end.start()]
     return _Mark(line.start(), line.start(1) + len(said), said.strip().strip("*_` \t").rstrip(":;"), boxed=False)
@@ -204,6 +250,10 @@ def _tight(text: str) -> str:
 
 # What an answer is.
 
+# What is a question and no answer, unless the right answer has it.
+_UNDONE = re.compile(r"\\(?:sum|int|oint|prod|lim|det|max|min|gcd|phantom)(?![A-Za-z])|\\frac\s*\{\s*d\s*\}")
+_SUM = re.compile(r"[\d})]\s*(?:[+*-]|\\times|\\cdot|\\div)\s*[\d({\\]")
+
 
 @dataclass(frozen=True, slots=True)
 class _Value:
@@ -213,6 +263,9 @@ class _Value:
     parts: tuple[_Value, ...] = ()  # of a list, set, tuple or interval
     shape: str = ""  # its brackets: "" or "{}" where order does not count
     words: bool = False  # plain words, not mathematics
+    literal: bool = False  # compared as it stands, such as a number in another base
+    unit: str = ""
+    name: str = ""  # of the variable that it is given to
 
 
 _SPELLED = {
@@ -230,12 +283,14 @@ _SPELLED = {
     },
     **{"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"},
     **{"²": "^{2}", "³": "^{3}", "⁴": "^{4}", "°": "", "∘": "", "\u00a0": " ", "\u2009": " ", "\u202f": " "},
+    **{r"\varnothing": r"\emptyset", "∅": r"\emptyset"},
     **{"’": "'", "“": '"', "”": '"', "∈": r"\in ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta "},
 }
 _DROPPED = re.compile(
     r"\\(?:left|right|displaystyle|textstyle|limits|bigl|bigr|big|Big|Bigl|Bigr)(?![A-Za-z])"
     r"|\\[!;:]|\\,|\\ |\\quad|\\qquad|~|\^\s*\{?\s*\\circ\s*\}?|\\degree"
 )
+_ROW = "\ue000"  # stands for what ends a row of a matrix
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,4})?")
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:(?:,|\{,\}| )\d{3})+(?:\.\d+)?")
 _SCIENTIFIC = re.compile(r"(.+?)(?:\\times|\\cdot|\*)\s*10\s*(?:\^|\*\*)\s*(?:\{([+-]?\d{1,4})\}|([+-]?\d{1,4}))")
@@ -247,12 +302,46 @@ _NO_UNITS = {
     *("or", "and", "not", "minus", "plus", "times", "maybe", "perhaps", "to", "through", "between", "hundred"),
     *("thousand", "million", "billion", "trillion", "dozen", "half", "halves", "third", "thirds", "percent", "point"),
     *("e", "i", "x", "y", "z", "n", "k", "a", "b", "c", "t", "r", "pi", "sqrt", "log", "ln", "sin", "cos", "tan"),
+    *(
+        "wrong",
+        "false",
+        "incorrect",
+        "invalid",
+        "less",
+        "more",
+        "fewer",
+        "times",
+        "by",
+        "from",
+        "of",
+        "lakh",
+        "crore",
+        "off",
+    ),
+    *(
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "zero",
+        "none",
+        "doubled",
+        "tripled",
+    ),
+    *("reciprocal", "inverse", "mistake", "error", "is", "was", "isn't", "approximately", "about", "almost", "nearly"),
     *("mod", "squared", "cubed", "factorial", "over", "negative", "either", "if", "but", "wait", "actually", "no"),
 }
 
 
 def _clean(text: str) -> str:
     """An answer without what only sets it: mathematics signs, spacing, fonts."""
+    text = text.replace("\\\\", _ROW).replace("\\!", "")
     for sign, spelled in _SPELLED.items():
         text = text.replace(sign, spelled)
     text = re.sub(r"√\s*(\d+|\([^()]*\)|[A-Za-z])", lambda found: rf"\sqrt{{{found[1].strip('()')}}}", text)
@@ -267,7 +356,7 @@ def _clean(text: str) -> str:
     text = " ".join(text.split()).strip("*_` ")
     while (inner := _unwrapped(text)) is not None:
         text = inner
-    return text.rstrip(".,; ") if not text.endswith("..") else text
+    return (text.rstrip(".,; ") if not text.endswith("..") else text).replace(_ROW, " \\\\ ")
 
 
 def _unwrapped(text: str) -> str | None:
@@ -319,16 +408,19 @@ def _value(text: str) -> _Value:
     if number is not None:
         return _Value(text, number / 100 if percent else number, percent)
     stripped = re.sub(r"^[A-Za-z](?:_\{?\w+\}?)?\s*=\s*(?=[^=])", "", text)
-    if stripped != text:
+    if stripped != text and len(_split(text)) == 1:
         inner = _value(stripped)
         if inner.number is not None or inner.parts:
-            return _Value(text, inner.number, inner.percent, inner.parts, inner.shape)
+            name = text[: text.index("=")].strip()
+            return _Value(text, inner.number, inner.percent, inner.parts, inner.shape, name=name)
+    if re.fullmatch(r"[0-9A-Fa-f.]+\s*_\s*(?:\{\s*\d+\s*\}|\d+)", text):
+        return _Value(re.sub(r"[\s{}]", "", text), literal=True)
     unit = _UNIT.fullmatch(text)
     if unit and _number(unit[1]) is not None:
         names = unit[2].lower().split()
         apart = len(names[0]) > 1 or text[len(unit[1]) : len(unit[1]) + 1] in " \\"  # 5 m, and not the product 5m
-        if apart and len(names) <= 3 and not any(name.strip(".'-") in _NO_UNITS for name in names):
-            return _Value(text, _number(unit[1]))
+        if apart and len(names) <= 3 and not any(_no_unit(name) for name in unit[2].split()):
+            return _Value(text, _number(unit[1]), unit=" ".join(name.rstrip("s.") for name in names))
         if names == ["percent"]:
             return _Value(text, Fraction(_number(unit[1]) or 0) / 100, True)
     shape, inner_text = _brackets(text)
@@ -344,6 +436,17 @@ def _value(text: str) -> _Value:
     )
     words = words and text.lower() not in ("pi", "infinity", "infty")
     return _Value(text, words=words)
+
+
+def _no_unit(word: str) -> bool:
+    """Whether a word behind a number says more than what is counted: another number, or that it is wrong."""
+    bare = word.strip(".'-")
+    if bare in ("K", "M", "B", "G", "T", "bn", "mn", "mil", "k"):
+        return True
+    bare = bare.lower()
+    return bare in _NO_UNITS or (
+        bare.endswith(("illion", "illions", "ths", "dozens", "ty", "teen", "ed", "ly")) and bare != "feed"
+    )
 
 
 def _number(text: str) -> Fraction | None:
@@ -377,6 +480,11 @@ def _number(text: str) -> Fraction | None:
     if slash:
         top, bottom = _number(slash[1]), _number(slash[2])
         return top / bottom if top is not None and bottom else None
+    repeating = re.fullmatch(r"([+-]?)(\d*)\.(\d*)\\overline\s*\{(\d+)\}", text)
+    if repeating:
+        whole, fixed, again = repeating[2] or "0", repeating[3], repeating[4]
+        value = Fraction(int(whole + fixed + again) - int(whole + fixed), 10 ** len(fixed) * (10 ** len(again) - 1))
+        return -value if repeating[1] else value
     scientific = _SCIENTIFIC.fullmatch(text)
     if scientific:
         base, power = _number(scientific[1]), int(scientific[2] or scientific[3])
@@ -407,7 +515,7 @@ def _encloses(text: str, head: int, tail: int) -> bool:
 def _split(text: str) -> list[str]:
     """The parts between commas, semicolons and "and", outside of brackets."""
     pieces, depth, start = [], 0, 0
-    text = re.sub(r"\s*,?\s+(?:and|\\text\s*\{\s*and\s*\})\s+", ", ", text)
+    text = re.sub(r"\s*,?\s+(?:and|or)\s+|\s*\\text\s*\{\s*(?:and|or)\s*\}\s*", ", ", text)
     for place, letter in enumerate(text):
         depth += (letter in "([{") - (letter in ")]}")
         if letter in ",;" and depth == 0:
@@ -421,6 +529,12 @@ def _split(text: str) -> list[str]:
 
 
 def _equal(right: _Value, given: _Value, tolerance: float) -> bool:
+    if right.name and given.name and right.name != given.name:
+        return False
+    if right.unit and given.unit and right.unit != given.unit:
+        return False
+    if right.literal or given.literal:
+        return _same_text(re.sub(r"_10$", "", right.text), re.sub(r"_10$", "", given.text))
     if right.number is not None and given.number is not None:
         if right.percent != given.percent and not right.percent and abs(right.number) > 1:
             return _close(right.number, given.number, tolerance) or _close(right.number, given.number * 100, tolerance)
@@ -437,9 +551,12 @@ def _equal(right: _Value, given: _Value, tolerance: float) -> bool:
 
 
 def _equal_parts(right: _Value, given: _Value, tolerance: float) -> bool:
+    named = [part.name for part in given.parts if part.name]
+    if named and not any(part.name for part in right.parts):  # x = 3, y = 4 says in which order they come
+        given = _Value(given.text, parts=tuple(sorted(given.parts, key=lambda part: part.name)), shape="()")
     shapes = {right.shape, given.shape}
     loose = shapes <= {"", "{}"}
-    if len(right.parts) != len(given.parts) or not (loose or right.shape == given.shape or shapes == {"", "()"}):
+    if len(right.parts) != len(given.parts) or not (loose or right.shape == given.shape or shapes <= {"", "()"}):
         return False
     if not loose:
         return all(_equal(a, b, tolerance) for a, b in zip(right.parts, given.parts, strict=True))

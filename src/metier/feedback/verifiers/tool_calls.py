@@ -69,14 +69,15 @@ class ToolCalls(Described):
                 if name not in schemas:
                     return unscored(f"the answer calls {name!r}, which is none of the tools")
         made = _made(attempt, task)
+        texts = _texts(attempt, task)
         forbidden = [call.name for call in made if call.name in params.get("forbidden", ())]
+        forbidden += [name for name in params.get("forbidden", ()) if _calls_in(texts, [str(name)], marks=False)]
         if forbidden:
             return Verdict(score=0.0, reason=f"it calls {forbidden[0]}, which is forbidden", parts={"calls": 0.0})
         if not wanted:
-            reason = (
-                "it calls nothing, as it should" if not made else f"it calls {made[0].name}, and should call nothing"
-            )
-            return Verdict(score=float(not made), reason=reason, parts={"calls": float(not made)})
+            named = made[0].name if made else _calls_in(texts, list(schemas), marks=True)
+            reason = f"it calls {named}, and should call nothing" if named else "it calls nothing, as it should"
+            return Verdict(score=float(not named), reason=reason, parts={"calls": float(not named)})
         found, why = _matched(made, wanted, schemas, ordered=bool(params.get("ordered")))
         share = found / max(len(wanted), len(made))
         if found == len(wanted) == len(made):
@@ -115,6 +116,32 @@ def _made(attempt: Attempt, task: Task) -> list[ToolCall]:
         if message.role == "assistant":
             calls += message.tool_calls or _written(message.content)
     return calls
+
+
+def _texts(attempt: Attempt, task: Task) -> list[str]:
+    """What the assistant wrote, beyond the task's own messages."""
+    before = len(task.messages) if attempt.messages[: len(task.messages)] == task.messages else 0
+    return [message.content for message in attempt.messages[before:] if message.role == "assistant"]
+
+
+_MARKS = re.compile(r"<\s*tool_call|\[TOOL_CALLS\]|<\|python_tag\|>|<\s*function\s*=", re.IGNORECASE)
+
+
+def _calls_in(texts: Sequence[str], names: Sequence[str], *, marks: bool) -> str:
+    """The name of a tool that a text calls in any form, readable or not; empty where there is none.
+
+    With `marks`, the marks of calls count as one whatever stands behind them.
+    """
+    for text in texts:
+        for name in names:
+            bare = re.escape(name)
+            if re.search(
+                rf"(?<![\w.]){bare}\s*\(|[\"']name[\"']\s*:\s*[\"']{bare}[\"']|\baction\s*:\s*{bare}\b", text, re.I
+            ):
+                return name
+        if marks and (found := _MARKS.search(text)):
+            return found[0]
+    return ""
 
 
 def _written(text: str) -> list[ToolCall]:

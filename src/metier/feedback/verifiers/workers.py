@@ -46,7 +46,10 @@ def judge(name: str, task: Task, attempt: Attempt, params: Mapping[str, Any]) ->
 
 def _verify(verifier: Verifier, task: Task, attempt: Attempt, params: Mapping[str, Any]) -> Verdict:
     try:
-        return verifier.verify(task, attempt, params)
+        verdict = verifier.verify(task, attempt, params)
+        if verdict.score is not None and not 0 <= verdict.score <= 1:
+            return unscored(f"the score {verdict.score} is not between 0 and 1")
+        return verdict
     except Exception as error:  # a verifier's own bug must not cost the policy
         return unscored(f"verifier failed: {type(error).__name__}: {error}")
 
