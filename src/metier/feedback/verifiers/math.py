@@ -7,7 +7,8 @@ several marks the last counts, as in "\boxed{41} Wait, no: \boxed{42}"; but a re
 
 Two answers are equal in the mode "exact" where they are the same number, expression, equation, interval,
 list or word: 0.5 is 1/2, and 1.41421356 is not the root of 2. In the mode "numeric" they may be off by
-`tolerance`. Units must agree where both have one; what is still a question, a sum, an integral or 43 - 1, is no answer. Numbers, fractions, percentages, lists and words are compared here; what is left goes
+`tolerance`. Units must agree where both have one; what is still a question (a sum, an integral, 43 - 1) is
+no answer. Numbers, fractions, percentages, lists and words are compared here; what is left goes
 to latex2sympy and SymPy, in a process with a deadline. What neither can read is compared as text,
 white space aside.
 
