@@ -260,7 +260,7 @@ def test_nothing_gets_out_as_nobody(tmp_path_factory: pytest.TempPathFactory, re
 
 
 def test_many_threads_share_a_sandbox_and_none_holds_up_another(zygote: Sandbox) -> None:
-    slow = threading.Thread(target=zygote.program, args=("while True: pass", "", Limits(seconds=2)))
+    slow = threading.Thread(target=zygote.program, args=("while True: pass", "", Limits(seconds=10)))
     slow.start()
     found: list[Any] = []
 
