@@ -28,7 +28,7 @@ from metier.records.ledger import Ledger
 from metier.stats.intervals import mean_interval, wilson
 from metier.stats.paired import paired
 
-BEFORE, AFTER = "evaluate-sft", "evaluate-final"
+BASE, BEFORE, AFTER = "baseline", "evaluate-sft", "evaluate-final"  # the first where the recipe has it
 Values = dict[str, dict[str, list[float | None]]]  # stage -> seed/task -> its success
 
 
@@ -42,7 +42,7 @@ def share(values: list[float]) -> str:
 
 def collect(ledger: Ledger, run_id: str, seed: int, won: Values, about: dict[str, dict[str, str]]) -> None:
     """The successes of one seed, and what each task is."""
-    for stage in (BEFORE, AFTER):
+    for stage in (BASE, BEFORE, AFTER):
         scores = successes(ledger, run_id, stage)
         episodes = list(ledger.episodes(run_id=run_id, stage=stage))
         tasks = ledger.tasks([episode.task_id for episode in episodes])
@@ -65,7 +65,8 @@ def row(what: str, keys: list[str], won: Values, about: dict[str, dict[str, str]
         by_seed.append(p_seed.diff or 0.0)
     over = mean_interval(by_seed)
     means = [100 * (mean or 0.0) for mean in (p.mean_b, p.mean_a)]
-    cells = [what, str(p.n), f"{means[0]:.1f} %", f"{means[1]:.1f} %", points(p.diff)]
+    base = share([float(v) for key in keys for v in won[BASE].get(key, ()) if v is not None])
+    cells = [what, str(p.n), base, f"{means[0]:.1f} %", f"{means[1]:.1f} %", points(p.diff)]
     return (
         "| "
         + " | ".join([*cells, f"{points(p.low)} to {points(p.high)}", f"{points(over.low)} to {points(over.high)}"])
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     out = options.out or Path(__file__).parent / "results" / f"{options.recipe}-gains.md"
-    won: Values = {BEFORE: {}, AFTER: {}}
+    won: Values = {BASE: {}, BEFORE: {}, AFTER: {}}
     about: dict[str, dict[str, str]] = {}
     seconds: dict[int, float] = {}
     hardware: Any = {}
@@ -106,7 +107,7 @@ def tell(event: dict[str, Any]) -> None:
 def write(
     out: Path, recipe: str, won: Values, about: dict[str, dict[str, str]], seconds: dict[int, float], hardware: Any
 ) -> None:
-    head = "| tasks | n | format SFT | with GRPO | difference | 95 % | over seeds |"
+    head = "| tasks | n | base | format SFT | with GRPO | difference | 95 % | over seeds |"
     lines = [
         f"# What the recipe {recipe!r} gains\n",
         (__doc__ or "").strip(),

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import ast
 import re
+import threading
+import warnings
 
 __all__ = ["code_of"]
 
 _BLOCK = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+_QUIET = threading.Lock()  # filters of warnings belong to all threads
 _LANGUAGES = ("", "python", "py", "python3", "python-repl")
 
 
@@ -51,8 +54,10 @@ def _parses(code: str) -> bool:
 
 def _tree(code: str) -> ast.Module | None:
     try:
-        tree = ast.parse(code)
-        compile(tree, "<program>", "exec", dont_inherit=True)  # a return outside of a function is found only here
+        with _QUIET, warnings.catch_warnings():  # what Python thinks of its style is nothing to be told here
+            warnings.simplefilter("ignore")
+            tree = ast.parse(code)
+            compile(tree, "<program>", "exec", dont_inherit=True)  # a return outside of a function is found only here
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     return tree
