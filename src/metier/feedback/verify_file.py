@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from metier.base.clock import monotonic
 from metier.base.errors import DataError
-from metier.feedback.verifiers.protocol import Attempt, Verdict, unscored
+from metier.feedback.verifiers.protocol import Attempt, unscored
 from metier.feedback.verifiers.registry import get_verifier
 from metier.feedback.verifiers.workers import Workers
 from metier.records.types import EnvironmentSpec, Message, Task, VerifierSpec
@@ -131,7 +131,8 @@ def _judged(raw: bytes, number: int, workers: Workers) -> dict[str, Any]:
     if line.verifier is None or line.task is None or line.attempt is None:
         verdict = unscored(line.reason)
     else:
-        verdict = verdict_of(line.verifier, line.task, line.attempt, workers)
+        name, params = line.verifier.name, line.verifier.params
+        verdict = workers.judge(name, line.task, line.attempt, params, untimed=_untimed(params))
     told: dict[str, Any] = {
         "id": line.id,
         "score": verdict.score,
@@ -142,15 +143,11 @@ def _judged(raw: bytes, number: int, workers: Workers) -> dict[str, Any]:
     return {**told, "parts": dict(verdict.parts)} if verdict.parts else told
 
 
-def verdict_of(spec: VerifierSpec, task: Task, attempt: Attempt, workers: Workers) -> Verdict:
-    """A verdict by workers, for any verifier."""
-    verifier = get_verifier(spec.name)
-    seconds = getattr(verifier, "seconds", None)
-    if seconds is None:
-        timeout = spec.params.get("timeout", 10.0)  # which code is given, and twice where the machine is at fault
-        timed = isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and 0 <= timeout < 1e6
-        seconds = _UNTIMED + 4 * float(timeout) if timed else _UNTIMED
-    return workers.judge(spec.name, seconds, getattr(verifier, "late_is_wrong", False), task, attempt, spec.params)
+def _untimed(params: Mapping[str, Any]) -> float:
+    """Seconds for a verifier that names no deadline: more than code takes that is tried twice within its `timeout`."""
+    timeout = params.get("timeout", 10.0)
+    timed = isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and 0 <= timeout < 1e6
+    return _UNTIMED + 4 * float(timeout) if timed else _UNTIMED
 
 
 def verify_file(source: BinaryIO, out: Path | None, write: Any, *, jobs: int = 1) -> Counts:

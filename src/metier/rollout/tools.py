@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, get_type_hints
 
-import jsonschema_rs
-
 from metier.base.config import did_you_mean
 from metier.base.errors import DataError
+from metier.base.schemas import BadSchemaError, validator_of
 from metier.records.types import Tool, ToolCall
 from metier.tasks.protocol import EnvironmentFailure
 
@@ -53,8 +52,8 @@ def register_tool(made: RunnableTool) -> None:
     """
     try:
         _validator(json.dumps(made.record.parameters))
-    except jsonschema_rs.ValidationError as error:
-        raise DataError(f"parameters of tool {made.record.name!r} are no JSON schema: {error.message}") from error
+    except BadSchemaError as error:
+        raise DataError(f"parameters of tool {made.record.name!r} are no JSON schema: {error}") from error
     _tools[made.record.name] = made
 
 
@@ -163,9 +162,5 @@ def _error(text: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _validator(schema: str) -> Any:
-    """The validator of a JSON schema; fetches nothing. Raises `jsonschema_rs.ValidationError` for one that is none."""
-    return jsonschema_rs.validator_for(json.loads(schema), retriever=_fetch_nothing)
-
-
-def _fetch_nothing(place: str) -> Any:
-    raise ValueError(f"{place} is not in the schema, and nothing is fetched")
+    """The validator of a schema as text, kept. Raises as `validator_of` does."""
+    return validator_of(json.loads(schema))

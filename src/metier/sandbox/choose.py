@@ -18,7 +18,6 @@ import os
 from metier.base.errors import DataError
 from metier.sandbox.local import Bubblewrap, Docker, LocalSandbox, Zygote
 from metier.sandbox.protocol import Sandbox, SandboxUnavailableError
-from metier.sandbox.remote import RemoteSandbox
 
 __all__ = ["open_sandbox", "shared_sandbox"]
 
@@ -29,6 +28,8 @@ def open_sandbox(name: str = "auto") -> Sandbox:
     Raises `SandboxUnavailableError` where it does not, `DataError` for a name that means none.
     """
     if name.startswith(("http://", "https://")):
+        from metier.sandbox.remote import RemoteSandbox  # an HTTP client takes a while to import
+
         return RemoteSandbox(name)
     if name.startswith("docker:"):
         return LocalSandbox(Docker(name.removeprefix("docker:")))

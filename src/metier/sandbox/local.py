@@ -29,6 +29,7 @@ from typing import Any, Protocol
 
 from metier.base.clock import monotonic
 from metier.sandbox import bubblewrap
+from metier.sandbox.jobs import Jobs, answer, job, verdict
 from metier.sandbox.protocol import Answer, Kind, Limits, Result, SandboxUnavailableError, kind_of
 
 __all__ = ["Bubblewrap", "Docker", "LocalSandbox", "Zygote"]
@@ -398,7 +399,7 @@ class _Talk:
         return _Over(kind_of(said), said[-300:] or f"it ended with status {status}")
 
 
-class LocalSandbox:
+class LocalSandbox(Jobs):
     """Runs code in children of a starter, each child for one sample."""
 
     def __init__(self, starter: Starter) -> None:
@@ -407,23 +408,12 @@ class LocalSandbox:
         self.name = starter.name
         self._probe()
 
-    def calls(
-        self, code: str, entry_point: str, arguments: Sequence[Sequence[Any]], limits: Limits | None = None
-    ) -> Result:
-        """See `Sandbox.calls`."""
-        job = {"do": "serve", "code": code, "entry_point": entry_point}
-        return self._ask(job, [{"args": list(one)} for one in arguments], limits or Limits())
-
-    def checks(self, checker: str, items: Sequence[Mapping[str, Any]], limits: Limits | None = None) -> Result:
-        """See `Sandbox.checks`."""
-        return self._ask({"do": "check", "checker": checker}, items, limits or Limits())
-
     def program(self, code: str, stdin: str = "", limits: Limits | None = None) -> Result:
         """See `Sandbox.program`."""
         limits, began = limits or Limits(), monotonic()
         try:
             with self._talk(limits, began) as talk:
-                talk.send(_job({"do": "program", "code": code}, limits))
+                talk.send(job({"do": "program", "code": code}, limits))
                 talk.write(stdin.encode("utf-8", "replace"))
                 talk.shut()
                 said = talk.rest().decode("utf-8", "replace")
@@ -438,9 +428,9 @@ class LocalSandbox:
         limits, began = limits or Limits(), monotonic()
         try:
             with self._talk(limits, began) as candidate, self._talk(limits, began) as tests:
-                job = {"do": "tests", "test": test, "prompt": prompt, "entry_point": entry_point}
-                tests.send(_job(job, limits))
-                candidate.send(_job({"do": "serve", "code": code, "entry_point": entry_point}, limits))
+                asserts = {"do": "tests", "test": test, "prompt": prompt, "entry_point": entry_point}
+                tests.send(job(asserts, limits))
+                candidate.send(job({"do": "serve", "code": code, "entry_point": entry_point}, limits))
                 self._ready(candidate)
                 kind, said = self._between(candidate, tests)
                 return Result(kind=kind, said=said, seconds=monotonic() - began)
@@ -460,15 +450,8 @@ class LocalSandbox:
             if "args" in asked:
                 candidate.pass_on(frame)
                 tests.pass_on(candidate.receive())
-            elif "passed" in asked:
-                return ("ok", "") if asked["calls"] else ("unavailable", "the tests call nothing")
-            elif "broken" in asked:
-                return "unavailable", str(asked["broken"])
             else:
-                said = str(asked.get("failed", "the tests did not pass"))
-                return (
-                    ("wrong", said) if asked.get("calls") else ("unavailable", f"the tests fail by themselves: {said}")
-                )
+                return verdict(asked)
 
     @staticmethod
     def _ready(talk: _Talk) -> None:
@@ -477,18 +460,18 @@ class LocalSandbox:
             words = str(said.get("broken", "it did not start"))
             raise _Over(kind_of(words), words)
 
-    def _ask(self, job: dict[str, Any], items: Sequence[Mapping[str, Any]], limits: Limits) -> Result:
+    def _ask(self, what: Mapping[str, Any], items: Sequence[Mapping[str, Any]], limits: Limits) -> Result:
         began, answers = monotonic(), list[Answer]()
         try:
             with self._talk(limits, began) as talk:
-                talk.send(_job(job, limits))
+                talk.send(job(what, limits))
                 self._ready(talk)
                 for item in items:
                     talk.send(item)
                     said = _read(talk.receive())
                     if "value" not in said and kind_of(str(said.get("raised"))) != "crashed":
                         raise _Over(kind_of(str(said["raised"])), str(said["raised"]))
-                    answers.append(Answer(value=said.get("value"), raised="" if "value" in said else _raised(said)))
+                    answers.append(answer(said))
                 return Result(kind="ok", answers=tuple(answers), seconds=monotonic() - began)
         except _Over as over:
             return Result(kind=over.kind, answers=tuple(answers), said=over.said, seconds=monotonic() - began)
@@ -518,10 +501,6 @@ class LocalSandbox:
             )
 
 
-def _job(job: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
-    return {**job, "limits": {"seconds": limits.seconds, "memory": limits.memory_mb << 20}}
-
-
 def _read(frame: bytes) -> dict[str, Any]:
     """What a child sent, or `_Over` where it is nothing that ours would."""
     try:
@@ -531,10 +510,6 @@ def _read(frame: bytes) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise _Over("crashed", "it does not answer in the form that is asked for")
     return said
-
-
-def _raised(said: Mapping[str, Any]) -> str:
-    return str(said.get("raised") or "it gave no answer")[:300]
 
 
 _PROBE = """

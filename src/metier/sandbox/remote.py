@@ -18,7 +18,8 @@ from typing import Any
 import httpx2
 
 from metier.base.clock import monotonic
-from metier.sandbox.protocol import Answer, Kind, Limits, Result, kind_of
+from metier.sandbox.jobs import Jobs, answer, job, verdict
+from metier.sandbox.protocol import Kind, Limits, Result, kind_of
 
 __all__ = ["RemoteSandbox"]
 
@@ -27,7 +28,7 @@ _GRACE = 10.0  # seconds beyond the program's own until the service must have an
 _MOST_CALLS = 200  # of one set of tests
 
 
-class RemoteSandbox:
+class RemoteSandbox(Jobs):
     """Runs each program at `POST {url}/run_code`."""
 
     name = "remote"
@@ -35,17 +36,6 @@ class RemoteSandbox:
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
         self._client = httpx2.Client()
-
-    def calls(
-        self, code: str, entry_point: str, arguments: Sequence[Sequence[Any]], limits: Limits | None = None
-    ) -> Result:
-        """See `Sandbox.calls`."""
-        job = {"do": "serve", "code": code, "entry_point": entry_point}
-        return self._ask(job, [{"args": list(one)} for one in arguments], limits or Limits())
-
-    def checks(self, checker: str, items: Sequence[Mapping[str, Any]], limits: Limits | None = None) -> Result:
-        """See `Sandbox.checks`."""
-        return self._ask({"do": "check", "checker": checker}, items, limits or Limits())
 
     def program(self, code: str, stdin: str = "", limits: Limits | None = None) -> Result:
         """See `Sandbox.program`."""
@@ -57,25 +47,17 @@ class RemoteSandbox:
     ) -> Result:
         """See `Sandbox.tests`."""
         limits, began = limits or Limits(), monotonic()
-        job = {"do": "tests", "test": test, "prompt": prompt, "entry_point": entry_point}
+        asserts = {"do": "tests", "test": test, "prompt": prompt, "entry_point": entry_point}
         asked: list[dict[str, Any]] = []
         answers: list[dict[str, Any]] = []
         while len(asked) < _MOST_CALLS:
-            done = self._run(_program(job, limits), "".join(map(_frame, answers)), limits, began)
+            done = self._run(_program(asserts, limits), "".join(map(_frame, answers)), limits, began)
             said = _frames(done.said) if done.kind == "ok" else []
             if len(said) <= len(answers):
                 return done if done.kind != "ok" else _result("crashed", "the tests gave no verdict", began)
-            verdict = said[-1]
-            if "passed" in verdict:
-                kind: Kind = "ok" if verdict["calls"] else "unavailable"
-                return _result(kind, "" if verdict["calls"] else "the tests call nothing", began)
-            if "broken" in verdict:
-                return _result("unavailable", str(verdict["broken"]), began)
-            if "failed" in verdict:
-                own = not verdict.get("calls")
-                said_ = f"the tests fail by themselves: {verdict['failed']}" if own else str(verdict["failed"])
-                return _result("unavailable" if own else "wrong", said_, began)
-            asked.append(verdict)
+            if "args" not in said[-1]:
+                return _result(*verdict(said[-1]), began)
+            asked.append(said[-1])
             gave = self._ask({"do": "serve", "code": code, "entry_point": entry_point}, asked, limits)
             if len(gave.answers) < len(asked):
                 return gave
@@ -86,19 +68,16 @@ class RemoteSandbox:
         """See `Sandbox.close`."""
         self._client.close()
 
-    def _ask(self, job: dict[str, Any], items: Sequence[Mapping[str, Any]], limits: Limits) -> Result:
+    def _ask(self, what: Mapping[str, Any], items: Sequence[Mapping[str, Any]], limits: Limits) -> Result:
         began = monotonic()
-        done = self._run(_program(job, limits), "".join(map(_frame, items)), limits, began)
+        done = self._run(_program(what, limits), "".join(map(_frame, items)), limits, began)
         if done.kind != "ok":
             return done
         first, *said = _frames(done.said) or [{}]
         if "ready" not in first:
             words = str(first.get("broken", "it ended without an answer"))
             return _result(kind_of(words), words, began)
-        answers = tuple(
-            Answer(value=one["value"]) if "value" in one else Answer(raised=str(one.get("raised", "no answer"))[:300])
-            for one in said[: len(items)]
-        )
+        answers = tuple(answer(one) for one in said[: len(items)])
         ended = next((one.raised for one in answers if one.failed and kind_of(one.raised) != "crashed"), "")
         kind: Kind = kind_of(ended) if ended else "ok" if len(answers) == len(items) else "crashed"
         return Result(kind=kind, answers=answers, said=ended, seconds=monotonic() - began)
@@ -113,9 +92,9 @@ class RemoteSandbox:
             "memory_limit_MB": limits.memory_mb,
         }
         try:
-            answer = self._client.post(f"{self._url}/run_code", json=asked, timeout=limits.seconds + _GRACE)
-            answer.raise_for_status()
-            told = answer.json()
+            response = self._client.post(f"{self._url}/run_code", json=asked, timeout=limits.seconds + _GRACE)
+            response.raise_for_status()
+            told = response.json()
             ran = told["run_result"]
             if told["status"] == "SandboxError" or ran is None:
                 return _result("unavailable", f"{self._url}: {told.get('message') or told['status']}", began)
@@ -135,11 +114,10 @@ def _result(kind: Kind, said: str, began: float) -> Result:
     return Result(kind=kind, said=said, seconds=monotonic() - began)
 
 
-def _program(job: Mapping[str, Any], limits: Limits) -> str:
+def _program(what: Mapping[str, Any], limits: Limits) -> str:
     """A program that makes the child's modules out of text and does the job; frames are its standard input."""
     here = Path(__file__).parent
     texts = {f"metier.sandbox.{name}": (here / f"{name}.py").read_text() for name in _MODULES}
-    job = {**job, "limits": {"seconds": limits.seconds, "memory": limits.memory_mb << 20}}
     return f"""
 import json, sys, types
 for name in ("metier", "metier.sandbox"):
@@ -148,7 +126,7 @@ for name in ("metier", "metier.sandbox"):
 for name, text in {texts!r}.items():
     sys.modules[name] = types.ModuleType(name)
     exec(compile(text, name, "exec"), sys.modules[name].__dict__)
-sys.modules["metier.sandbox.child"].run(lambda: None, json.loads({json.dumps(job)!r}))
+sys.modules["metier.sandbox.child"].run(lambda: None, json.loads({json.dumps(job(what, limits))!r}))
 """
 
 

@@ -24,6 +24,10 @@ from typing import Any
 from metier.base.errors import ConfigError, DataError
 from metier.base.seeds import rng_for
 from metier.records.types import Message, Task, VerifierSpec
+from metier.sandbox.choose import shared_sandbox
+from metier.sandbox.plain import decode, from_json, same
+from metier.sandbox.programs import code_of
+from metier.sandbox.protocol import Limits, SandboxUnavailableError
 from metier.tasks.foreign import in_share
 from metier.tasks.protocol import Environment, EnvironmentFailure, NoEnvironment
 
@@ -101,11 +105,6 @@ class _Examples(NoEnvironment):
         if not self._left:
             return None
         self._left -= 1
-        from metier.sandbox.choose import shared_sandbox
-        from metier.sandbox.plain import from_json, same
-        from metier.sandbox.programs import code_of
-        from metier.sandbox.protocol import Limits, SandboxUnavailableError
-
         name = self._task.meta["name"]
         examples = self._task.meta["examples"]
         code = code_of(text, name)
@@ -133,8 +132,6 @@ def _call(name: str, arguments: Sequence[Any]) -> str:
 
 
 def _spelled(written: Any) -> str:
-    from metier.sandbox.plain import decode
-
     try:
         return repr(decode(written))[:80]
     except (ValueError, TypeError):

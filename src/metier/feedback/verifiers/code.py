@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from metier.base.clock import monotonic
@@ -151,7 +152,6 @@ def _functions(sandbox: Sandbox, code: str, params: Mapping[str, Any], limits: L
 
 def _programs(sandbox: Sandbox, code: str, params: Mapping[str, Any], limits: Limits) -> Verdict:
     cases, until = params["cases"], monotonic() + limits.seconds
-    right: list[bool] = []
     ended = Result(kind="ok")
     outputs: list[str | None] = []
     for case in cases:
@@ -159,7 +159,7 @@ def _programs(sandbox: Sandbox, code: str, params: Mapping[str, Any], limits: Li
         if left <= 0:
             ended = Result(kind="timeout", said=f"it took longer than {limits.seconds:g} s")
             break
-        result = sandbox.program(code, case["stdin"], _within(limits, left))
+        result = sandbox.program(code, case["stdin"], replace(limits, seconds=left))
         if result.kind == "unavailable":
             return _verdict(result, [])
         outputs.append(result.said if result.kind == "ok" else None)
@@ -195,7 +195,7 @@ def _checked(
     """What the task's own checker says of those cases that were answered."""
     if not items:
         return _verdict(result, list(given), failed)
-    judged = sandbox.checks(checker, items, _within(limits, max(began + limits.seconds - monotonic(), 1.0)))
+    judged = sandbox.checks(checker, items, replace(limits, seconds=max(began + limits.seconds - monotonic(), 1.0)))
     if judged.kind != "ok":
         return unscored(f"the checker gave no verdict: {judged.said or judged.kind}")
     # One that fails on what the code gave says no: else a policy could choose to have no verdict.
@@ -207,16 +207,11 @@ def _checked(
 def _verdict(result: Result, right: Sequence[bool], failed: str = "") -> Verdict:
     if result.kind == "unavailable":
         return unscored(result.said)
-    share = sum(right) / len(right)
     if all(right) and result.kind == "ok":
         return Verdict(score=1.0, reason="all tests pass", parts={"tests": 1.0})
     why = failed if result.kind == "ok" else f"{_SAID.get(result.kind, result.kind)}: {result.said}".rstrip(": ")
     missed = f"{len(right) - sum(right)} of {len(right)} tests fail" if len(right) > 1 else "the test fails"
-    return Verdict(score=0.0, reason=f"{missed}; {why}".rstrip("; ")[:500], parts={"tests": min(share, 1.0)})
-
-
-def _within(limits: Limits, seconds: float) -> Limits:
-    return Limits(seconds=seconds, memory_mb=limits.memory_mb, output_bytes=limits.output_bytes)
+    return Verdict(score=0.0, reason=f"{missed}; {why}".rstrip("; ")[:500], parts={"tests": sum(right) / len(right)})
 
 
 def _written(value: Any) -> Any:

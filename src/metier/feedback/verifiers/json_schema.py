@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from metier.base.schemas import BadSchemaError, validator_of
 from metier.feedback.verifiers.protocol import Attempt, Described, Verdict, last_words, unscored
 from metier.records.types import Task
 
@@ -35,17 +36,13 @@ class JsonSchema(Described):
 
     def verify(self, task: Task, attempt: Attempt, params: Mapping[str, Any]) -> Verdict:
         """1 where the value is valid, else 0; unscored for a schema that is none or refers elsewhere."""
-        import jsonschema_rs
-
         schema = params.get("schema")
         if not isinstance(schema, (dict, bool)):
             return unscored('the parameter "schema" is missing or no schema')
         try:
-            validator = jsonschema_rs.validator_for(
-                schema, retriever=_fetch_nothing, validate_formats=bool(params.get("formats"))
-            )
-        except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError, RecursionError) as error:
-            return unscored(f"the schema is none, or refers to what is not in it: {str(error).splitlines()[0][:400]}")
+            validator = validator_of(schema, formats=bool(params.get("formats")))
+        except BadSchemaError as error:
+            return unscored(f"the schema is none, or refers to what is not in it: {error}")
         value, why = read_value(last_words(attempt))
         if why:
             return Verdict(score=0.0, reason=why, parts={"json": 0.0, "valid": 0.0})
@@ -57,10 +54,6 @@ class JsonSchema(Described):
             where = "/".join(map(str, fault.instance_path)) or "the value"
             return Verdict(score=0.0, reason=f"{where}: {fault.message[:200]}", parts={"json": 1.0, "valid": 0.0})
         return Verdict(score=1.0, reason="it is valid", parts={"json": 1.0, "valid": 1.0})
-
-
-def _fetch_nothing(place: str) -> Any:
-    raise ValueError(f"{place} is elsewhere, and nothing is fetched")
 
 
 def read_value(text: str) -> tuple[Any, str]:

@@ -139,9 +139,7 @@ def final_answer(text: str, *, bare: bool = False) -> tuple[str | None, str]:
     together = [last.text]
     for before, after in zip(marks[-2::-1], marks[:0:-1], strict=True):
         between = text[before.end : after.start]
-        if _same_text(before.text, last.text):
-            continue
-        if not before.text.strip():
+        if not before.text.strip() or _same_text(before.text, last.text):
             continue
         if before.boxed and after.boxed and (_AND.fullmatch(between) or _CASES.search(between)):
             together.insert(0, before.text)
@@ -153,10 +151,7 @@ def final_answer(text: str, *, bare: bool = False) -> tuple[str | None, str]:
         return None, "the answer is empty"
     if _takes_back(text[last.end :], last.text):
         return None, "it goes on to doubt its answer"
-    answer = ", ".join(together).strip()
-    if not answer:
-        return None, "the answer is empty"
-    return answer, ""
+    return ", ".join(together).strip(), ""
 
 
 def _takes_back(rest: str, answer: str) -> bool:
@@ -271,17 +266,8 @@ class _Value:
 
 _SPELLED = {
     **{"−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "π": r"\pi "},
-    **{
-        "∞": r"\infty ",
-        "€": "",
-        "£": "",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "≠": r"\ne ",
-        "±": r"\pm ",
-        "∪": r"\cup ",
-        "∩": r"\cap ",
-    },
+    **{"∞": r"\infty ", "€": "", "£": "", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm "},
+    **{"∪": r"\cup ", "∩": r"\cap "},
     **{"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"},
     **{"²": "^{2}", "³": "^{3}", "⁴": "^{4}", "°": "", "∘": "", "\u00a0": " ", "\u2009": " ", "\u202f": " "},
     **{r"\varnothing": r"\emptyset", "∅": r"\emptyset"},
@@ -300,44 +286,15 @@ _SLASH = re.compile(r"([+-]?[\d.,]+)\s*/\s*([\d.,]+)")
 _MIXED = re.compile(r"([+-]?)(\d+)\s*(?:\\frac\s*\{(\d+)\}\s*\{(\d+)\}|\s(\d+)\s*/\s*(\d+))")
 _UNIT = re.compile(r"(.*?[\d}.)])\s*(?:\\text\s*\{)?\s*([A-Za-z][A-Za-z .'-]*?(?:\^\{?\d\}?|/[A-Za-z]+)?)\s*\}?")
 _NO_UNITS = {
-    *("or", "and", "not", "minus", "plus", "times", "maybe", "perhaps", "to", "through", "between", "hundred"),
-    *("thousand", "million", "billion", "trillion", "dozen", "half", "halves", "third", "thirds", "percent", "point"),
-    *("e", "i", "x", "y", "z", "n", "k", "a", "b", "c", "t", "r", "pi", "sqrt", "log", "ln", "sin", "cos", "tan"),
-    *(
-        "wrong",
-        "false",
-        "incorrect",
-        "invalid",
-        "less",
-        "more",
-        "fewer",
-        "times",
-        "by",
-        "from",
-        "of",
-        "lakh",
-        "crore",
-        "off",
-    ),
-    *(
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "zero",
-        "none",
-        "doubled",
-        "tripled",
-    ),
-    *("reciprocal", "inverse", "mistake", "error", "is", "was", "isn't", "approximately", "about", "almost", "nearly"),
-    *("mod", "squared", "cubed", "factorial", "over", "negative", "either", "if", "but", "wait", "actually", "no"),
-}
+    "or", "and", "not", "minus", "plus", "times", "maybe", "perhaps", "to", "through", "between", "hundred",
+    "thousand", "million", "billion", "trillion", "dozen", "half", "halves", "third", "thirds", "percent",
+    "point", "e", "i", "x", "y", "z", "n", "k", "a", "b", "c", "t", "r", "pi", "sqrt", "log", "ln", "sin",
+    "cos", "tan", "wrong", "false", "incorrect", "invalid", "less", "more", "fewer", "by", "from", "of", "lakh",
+    "crore", "off", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "zero",
+    "none", "doubled", "tripled", "reciprocal", "inverse", "mistake", "error", "is", "was", "isn't",
+    "approximately", "about", "almost", "nearly", "mod", "squared", "cubed", "factorial", "over", "negative",
+    "either", "if", "but", "wait", "actually", "no",
+}  # fmt: skip
 
 
 def _clean(text: str) -> str:

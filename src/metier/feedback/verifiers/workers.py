@@ -37,11 +37,14 @@ def judge(name: str, task: Task, attempt: Attempt, params: Mapping[str, Any]) ->
     Raises `DataError` where there is none; whatever else goes wrong makes the verdict unscored.
     """
     verifier = get_verifier(name)
-    seconds = getattr(verifier, "seconds", None)  # a plain class with name, version and verify is enough
-    if seconds is None:
+    if _seconds(verifier) is None:
         return _verify(verifier, task, attempt, params)
-    late_is_wrong = getattr(verifier, "late_is_wrong", False)
-    return _shared(os.getpid()).judge(name, seconds, late_is_wrong, task, attempt, params)
+    return _shared(os.getpid()).judge(name, task, attempt, params)
+
+
+def _seconds(verifier: Verifier) -> float | None:
+    """The deadline of a verifier; a plain class with name, version and verify has none."""
+    return getattr(verifier, "seconds", None)
 
 
 def _verify(verifier: Verifier, task: Task, attempt: Attempt, params: Mapping[str, Any]) -> Verdict:
@@ -111,14 +114,16 @@ class Workers:
     def judge(
         self,
         name: str,
-        seconds: float,
-        late_is_wrong: bool,
         task: Task,
         attempt: Attempt,
         params: Mapping[str, Any],
+        *,
+        untimed: float = 60.0,
     ) -> Verdict:
-        """The verdict, within `seconds` for each of at most two tries."""
-        why = ""
+        """The verdict, in at most two tries; a verifier without a deadline has `untimed` seconds for each."""
+        verifier, why = get_verifier(name), ""
+        own = _seconds(verifier)
+        seconds = untimed if own is None else own
         with self._room:
             for _ in range(2):
                 worker = None
@@ -134,7 +139,7 @@ class Workers:
                         self._idle.append(worker)
                     return verdict
                 self._drop(worker)
-        if late_is_wrong and why.startswith("it could"):
+        if getattr(verifier, "late_is_wrong", False) and why.startswith("it could"):
             return Verdict(score=0.0, reason=why)
         return unscored(why)
 
