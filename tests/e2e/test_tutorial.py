@@ -73,6 +73,7 @@ def test_the_page_runs(repository: Path, tiny_model: Path, tmp_path: Path) -> No
     told = _shell(f"{blocks['run.sh'].strip()} --set model.name={tiny_model}", tmp_path)
     assert "runs/units/report.html" in told
     assert (tmp_path / "runs/units/report.html").stat().st_size > 10_000
+    assert "new names, ids" not in (tmp_path / "runs/units/report.html").read_text()  # which only the desk's are
     assert (tmp_path / "runs/units/checkpoints/grpo/config.json").is_file()
 
     looked = _shell(blocks["look.sh"], tmp_path)

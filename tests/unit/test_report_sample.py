@@ -265,6 +265,7 @@ def test_models_and_rungs_follow_the_run(data: ReportData) -> None:
     assert [model.label for model in data.models] == ["Base", "SFT", "GRPO"]
     assert [rung.split for rung in data.rungs] == list(HARDER)
     rung = data.rungs[0]
+    assert rung.note == "new names, ids and phrasings"  # of the desk's tasks
     assert rung.overall is not None
     assert (rung.overall.before, rung.overall.after) == (0, 2)
     assert [(step.before, step.after) for step in rung.steps] == [(0, 1), (1, 2)]

@@ -58,14 +58,14 @@ LADDER = (
     "general.instructions",
     "general.arithmetic",
 )
-NOTES = {
-    "heldout": "new names, ids and phrasings",
-    "unseen_tool": "a tool that training never had",
-    "changed_policy": "the same desks under other rules",
-    "unseen_desk": "businesses that training never had",
-    "general.chat": "small questions of common knowledge",
-    "general.instructions": "orders about an answer's form",
-    "general.arithmetic": "sums",
+NOTES = {  # by family: what a split of that name means is its family's to say
+    ("desk", "heldout"): "new names, ids and phrasings",
+    ("desk", "unseen_tool"): "a tool that training never had",
+    ("desk", "changed_policy"): "the same desks under other rules",
+    ("desk", "unseen_desk"): "businesses that training never had",
+    ("general", "general.chat"): "small questions of common knowledge",
+    ("general", "general.instructions"): "orders about an answer's form",
+    ("general", "general.arithmetic"): "sums",
 }
 KINDS = {
     "lookup": "Look up and answer",
@@ -214,13 +214,19 @@ def _rungs(measured: Sequence[_Measured], splits: Sequence[str], tasks: Mapping[
         Rung(
             split=split,
             label=title_of(split),
-            note=NOTES.get(split, ""),
+            note=_note(measured, split, tasks),
             shares=tuple(_share(one, split, tasks) for one in measured),
             overall=changes[spans[0]][place] if spans else None,
             steps=tuple(changes[span][place] for span in spans[1:]),
         )
         for place, split in enumerate(splits)
     )
+
+
+def _note(measured: Sequence[_Measured], split: str, tasks: Mapping[str, Task]) -> str:
+    """What the split asks for, where its family is known for that."""
+    family = next((tasks[task_id].family for one in measured for task_id in one.values.get(split, {})), "")
+    return NOTES.get((family, split), "")
 
 
 # --- slices of success -----------------------------------------------------------------
