@@ -16,9 +16,9 @@ from metier.train.doctor import examine
 
 def test_every_fast_path_is_sound_here(capsys: pytest.CaptureFixture[str]) -> None:
     checks = examine()
-    assert len(checks) == 6 and all(check.passed for check in checks), checks
+    assert len(checks) == 7 and all(check.passed for check in checks), checks
     assert main(["doctor", "--json"]) == 0
-    assert [c["passed"] for c in json.loads(capsys.readouterr().out)] == [True] * 6
+    assert [c["passed"] for c in json.loads(capsys.readouterr().out)] == [True] * 7
 
 
 def test_a_leak_between_sequences_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,6 +178,7 @@ def _bundle(spans: list[Span], context: list[int], device: torch.device | str) -
 
 # Attention modules that project, rotate, attend and project back; Qwen3's norm queries and keys between.
 _LLAMA_LIKE = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
+_LLAMA_LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 # Settings that change what a model computes outside of its layers' weights, with the value that changes nothing.
 _PASSED_OVER = {
     "attn_logit_softcapping": 0.0,
@@ -200,6 +201,8 @@ def use_layouts(model: PreTrainedModel) -> PreTrainedModel:
     for module in model.modules():
         if type(module).__name__ in _LLAMA_LIKE:
             module.forward = functools.partial(_llama_like, module)
+        elif type(module).__name__ in _LLAMA_LAYERS and not isinstance(module.forward, functools.partial):
+            module.forward = functools.partial(_llama_layer, module)
     return model
 
 
@@ -235,6 +238,12 @@ def hidden_states(model: PreTrainedModel, input_ids_T: Tensor, position_ids_T: T
     body = model.get_decoder()
     out = body(input_ids=input_ids_T[None], position_ids=position_ids_T[None], use_cache=False, metier_layout=layout)
     return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+
+def _llama_layer(layer: Any, hidden_states: Tensor, **given: Any) -> Tensor:
+    """What a layer of the Llama kind does, without handing on what its attention does not read."""
+    x_1TE = hidden_states + layer.self_attn.forward(layer.input_layernorm.forward(hidden_states), **given)[0]
+    return x_1TE + layer.mlp.forward(layer.post_attention_layernorm.forward(x_1TE))  # type: ignore[no-any-return]
 
 
 def _llama_like(

@@ -12,11 +12,14 @@ T = tokens of the pass, P prefix tokens, H, K, Q, D as in `metier.models.attenti
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ctypes import Array, c_int64
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from metier.models.native import HEAD_SIZES, Kernels, serving, token_table
 
 __all__ = ["ExtendLayout", "KVCache", "ParkedRow", "PrefixLayout"]
 
@@ -33,6 +36,8 @@ class KVCache:
         self.key_heads: int = config.num_key_value_heads
         self.head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.dtype, self.device = model.dtype, model.device
+        # for rows that grow by one token; None where they do not serve this model
+        self.kernels = serving(next(model.parameters())) if self.head_size in HEAD_SIZES else None
         self.rows = rows  # at most
         self._slots = 0  # that there is memory for
         self.lengths = [0] * rows  # own tokens of each slot
@@ -72,7 +77,9 @@ class KVCache:
         """Make room for `length` own tokens in so many slots."""
         if slots <= self._slots and length <= self._capacity:
             return
-        capacity = max(self._capacity, (length + _GROW - 1) // _GROW * _GROW)
+        # Products read all of the room, the kernels in C only what is in use: there, fewer and larger steps.
+        more = self._capacity if self.kernels is None else self._capacity * 3 // 2
+        capacity = self._capacity if length <= self._capacity else max(more, (length + _GROW - 1) // _GROW * _GROW)
         slots = max(self._slots, min(self.rows, (slots + _SLOTS - 1) // _SLOTS * _SLOTS))
         shape = (slots, self.key_heads, capacity, self.head_size)
         for store in (self._keys, self._values):
@@ -180,6 +187,40 @@ class _Shared:
     bias_RP: Tensor | None  # -inf beyond the end of the row's prefix; None where all end together
 
 
+@dataclass(frozen=True, slots=True)
+class _Ones:
+    """Rows that grow by one token each, attended by the kernels in C."""
+
+    kernels: Kernels
+    table: Array[c_int64]
+    tokens_R: Tensor  # of the pass
+
+    @classmethod
+    def of(cls, cache: KVCache, entries: Sequence[tuple[int, int, int]]) -> _Ones | None:
+        """The part of entries of (slot, 1, token index); None where the kernels do not serve this cache."""
+        if cache.kernels is None:
+            return None
+        rows = [
+            (token, row, cache.lengths[row] - 1, prefix := cache.prefix_of[row], cache.prefix_length(prefix))
+            for row, _, token in entries
+        ]
+        return cls(cache.kernels, token_table(rows), torch.tensor([token for token, *_ in rows]))
+
+    def attend(
+        self, cache: KVCache, layer: int, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, scale: float
+    ) -> Tensor:
+        """See `Layout.attend`; of these rows alone."""
+        query, key, value = (_by_token(x) for x in (query_HTD, key_KTD, value_KTD))
+        ahead = cache.stacked(layer) if cache.prefixes else None
+        return self.kernels.attend(self.table, query, key, value, cache.layer(layer), ahead, scale)
+
+
+def _by_token(x_HTD: Tensor) -> Tensor:
+    """(T, H, D), each token's numbers without gaps."""
+    x_THD = x_HTD.transpose(0, 1)
+    return x_THD if x_THD.stride()[1:] == (x_THD.shape[2], 1) else x_THD.contiguous()
+
+
 class ExtendLayout:
     """Each of the named rows grows by its number of new tokens.
 
@@ -208,11 +249,17 @@ class ExtendLayout:
         self._slots_T = torch.tensor(slots, device=device)
         self._inner_T = torch.tensor(inner, device=device)
         entries = [(row, n, start) for (row, n), start in zip(new, starts, strict=True)]
-        kinds = ([e for e in entries if e[1] == 1], [e for e in entries if e[1] > 1])
-        self._parts = [self._part(kind, total) for kind in kinds if kind]
+        ones, more = [e for e in entries if e[1] == 1], [e for e in entries if e[1] > 1]
+        self._ones = _Ones.of(cache, ones) if ones else None
+        self._parts = [self._part(kind, total) for kind in ([] if self._ones else ones, more) if kind]
         self._back_T: Tensor | None = None
-        if any(p.keep_T is not None for p in self._parts):
-            order = torch.cat([p.tokens_RN.reshape(-1)[p.keep_T] for p in self._parts])
+        orders = [
+            p.tokens_RN.reshape(-1) if p.keep_T is None else p.tokens_RN.reshape(-1)[p.keep_T] for p in self._parts
+        ]
+        if self._ones is not None:
+            orders.insert(0, self._ones.tokens_R)
+        order = torch.cat(orders)
+        if not torch.equal(order, torch.arange(total, device=device)):
             self._back_T = torch.argsort(order)
 
     def _part(self, entries: list[tuple[int, int, int]], total: int) -> _Part:
@@ -274,10 +321,14 @@ class ExtendLayout:
 
     def attend(self, layer: int, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, scale: float) -> Tensor:
         """See `Layout.attend`."""
-        keys, values = self.cache.layer(layer)
-        keys[self._slots_T, :, self._inner_T] = key_KTD.transpose(0, 1)
-        values[self._slots_T, :, self._inner_T] = value_KTD.transpose(0, 1)
-        pieces = [self._attend_part(p, layer, query_HTD, keys, values, scale) for p in self._parts]
+        pieces = []
+        if self._ones is not None:
+            pieces.append(self._ones.attend(self.cache, layer, query_HTD, key_KTD, value_KTD, scale))
+        if self._parts:
+            keys, values = self.cache.layer(layer)
+            keys[self._slots_T, :, self._inner_T] = key_KTD.transpose(0, 1)
+            values[self._slots_T, :, self._inner_T] = value_KTD.transpose(0, 1)
+            pieces += [self._attend_part(p, layer, query_HTD, keys, values, scale) for p in self._parts]
         joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         return joined if self._back_T is None else joined.index_select(0, self._back_T)
 

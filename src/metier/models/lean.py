@@ -27,6 +27,7 @@ from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from metier.models import native
 from metier.models.prepack import FUSED
 
 __all__ = ["GATED", "checkpoint_layers", "make_lean", "rms_norm", "rotate", "silu_gate"]
@@ -49,7 +50,7 @@ def make_lean(model: Module) -> None:
 def checkpoint_layers(model: PreTrainedModel) -> None:
     """Let every layer of the decoder be computed again in the backward pass: a third more work, far less memory."""
     for layer in model.get_decoder().layers:
-        if not isinstance(layer.forward, functools.partial):
+        if getattr(layer.forward, "func", None) is not _checkpointed:
             layer.forward = functools.partial(_checkpointed, layer.forward)
 
 
@@ -62,6 +63,9 @@ def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps), the mean in float32 (float64 for float64 input); arXiv:1910.07467."""
     if not torch.is_grad_enabled():
+        kernels = native.serving(x_TE, weight_E)
+        if kernels is not None and x_TE.is_contiguous():
+            return kernels.norm(x_TE, weight_E, eps)
         return _normed(x_TE, weight_E, eps)[0]
     out: Tensor = _RmsNorm.apply(x_TE, weight_E, eps)  # type: ignore[no-untyped-call]
     return out
@@ -70,6 +74,9 @@ def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
 def silu_gate(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     """silu(gate) * up, the gated unit of arXiv:2002.05202 with SiLU."""
     if not torch.is_grad_enabled():
+        kernels = native.serving(gate_TF)
+        if kernels is not None and gate_TF.stride() == up_TF.stride() and gate_TF.stride(-1) == 1:
+            return kernels.gate(gate_TF, up_TF)
         return silu(gate_TF).mul_(up_TF)
     out: Tensor = _SiluGate.apply(gate_TF, up_TF)  # type: ignore[no-untyped-call]
     return out
@@ -81,6 +88,9 @@ def rotate(x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
     x1 cos - x2 sin and x2 cos + x1 sin; both halves of `cos_TD`, and of `sin_TD`, are alike.
     """
     if not torch.is_grad_enabled():
+        kernels = native.serving(x_THD, cos_TD)
+        if kernels is not None and x_THD.stride()[1:] == (x_THD.shape[2], 1) and cos_TD.is_contiguous():
+            return kernels.rotate(x_THD, cos_TD, sin_TD)
         return _rotated(x_THD, cos_TD, sin_TD)
     out: Tensor = _Rotate.apply(x_THD, cos_TD, sin_TD)  # type: ignore[no-untyped-call]
     return out

@@ -11,7 +11,8 @@ its own.
 Shared prefixes are computed once in the life of an engine, so an engine must not outlive a
 change of the weights: make a new one after each optimiser step, which costs little. It
 reads the trainer's own weights, so there is nothing to synchronise; on a CPU it packs them
-for its kernels first.
+for its kernels first (`models/prepack.py`), and what lies between the products is compiled
+(`models/native.py`).
 
 Each request draws from a generator of its own, so its choices do not depend on its
 neighbours; its log-probabilities do, in the last bits, because matrix products of other

@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from metier.models.logprobs import token_logprobs
+from metier.models.native import HEAD_SIZES, kernels
 from metier.records.types import Sampling
 from metier.rollout.engine import Drawn, Request, converse
 from metier.rollout.torch_engine import TorchEngine
@@ -48,15 +49,16 @@ class Check:
 
 def examine(*, device: str = "cpu") -> list[Check]:
     """Run every check on `device`."""
-    checks: list[Callable[[str], Check]] = [_logprobs, _packing, _sharing, _sampling, _bfloat16, _checkpoint]
+    checks: list[Callable[[str], Check]] = [_logprobs, _packing, _sharing, _sampling, _bfloat16, _kernels, _checkpoint]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return [check(device) for check in checks]
 
 
-def _model(device: str, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+def _model(device: str, dtype: torch.dtype = torch.float32, *, head_size: int = 16) -> LlamaForCausalLM:
     config = LlamaConfig(
         hidden_size=64,
+        head_dim=head_size,
         intermediate_size=96,
         num_hidden_layers=3,
         num_attention_heads=4,
@@ -127,7 +129,13 @@ def _sharing(device: str) -> Check:
 
 
 def _sampling(device: str) -> Check:
-    model, system = _model(device), (5, 6, 7, 8)
+    error = _sampled_error(_model(device))
+    return Check("sampled log-probabilities against scoring", error, TOLERANCE)
+
+
+def _sampled_error(model: LlamaForCausalLM) -> float:
+    """How far log-probabilities that come with sampling are from those of one pass over everything."""
+    system = (5, 6, 7, 8)
     requests = [Request((*system, 9 + n), len(system), n, Sampling(max_turn_tokens=12)) for n in range(3)]
     drawn: dict[int, Drawn] = {}
 
@@ -141,7 +149,15 @@ def _sampling(device: str) -> Check:
         n = len(turn.token_ids)
         wanted.append(_plain(model, Example(ids, (0,) * (len(ids) - n) + (1,) * n)).detach().cpu())
         found.append(torch.tensor(turn.logprobs))
-    return Check("sampled log-probabilities against scoring", _error(torch.cat(found), torch.cat(wanted)), TOLERANCE)
+    return _error(torch.cat(found), torch.cat(wanted))
+
+
+def _kernels(device: str) -> Check:
+    by = "by kernels in C" if device == "cpu" and kernels() is not None else "by torch"
+    if device == "cpu" and kernels() is None:
+        by += ", which is slower (a C compiler would help)"
+    error = _sampled_error(_model(device, torch.bfloat16, head_size=HEAD_SIZES[0]))
+    return Check(f"sampling in bfloat16 {by} against scoring", error, 0.05)
 
 
 def _bfloat16(device: str) -> Check:
