@@ -14,6 +14,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 typedef uint16_t bf16;
 
@@ -116,85 +119,135 @@ typedef struct {
     float scale;
 } Shape;
 
-/* Scores of one query against n keys, and the largest so far. */
-static inline __attribute__((always_inline)) float score(const float *query, const bf16 *keys, int64_t n, float *scores,
-                                                         float top, const int64_t size) {
-    for (int64_t p = 0; p < n; p++) {
-        const bf16 *key = keys + p * size;
-        float sum = 0.0f;
+typedef float Lanes __attribute__((vector_size(64))); /* sixteen numbers */
+enum { LANES = 16, TOGETHER = 4 };                    /* TOGETHER: queries that read a key at once */
+
+static inline Lanes load(const bf16 *from) {
+    uint16_t narrowed __attribute__((vector_size(32)));
+    uint32_t bits __attribute__((vector_size(64)));
+    Lanes out;
+    memcpy(&narrowed, from, sizeof narrowed);
+    bits = __builtin_convertvector(narrowed, __typeof__(bits)) << 16;
+    memcpy(&out, &bits, sizeof out);
+    return out;
+}
+
+/* Scores of `count` queries against n keys, before the scale; the rows of scores lie `stride` apart. Where the
+   processor multiplies bfloat16 itself, thirty-two products are one instruction. */
+static inline __attribute__((always_inline)) void score(const bf16 *queries, const bf16 *keys, int64_t n, float *scores,
+                                                        int64_t stride, const int count, const int size) {
+    for (int64_t p = 0; p < n; p++)
+        for (int q = 0; q < count; q++) {
+            const bf16 *query = queries + q * size, *key = keys + p * size;
+#ifdef __AVX512BF16__
+            __m512 sums = _mm512_setzero_ps();
+            for (int d = 0; d < size; d += 32)
+                sums = _mm512_dpbf16_ps(sums, (__m512bh)_mm512_loadu_si512(query + d),
+                                        (__m512bh)_mm512_loadu_si512(key + d));
+            scores[q * stride + p] = _mm512_reduce_add_ps(sums);
+#else
+            float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t d = 0; d < size; d++) sum += query[d] * wide(key[d]);
-        scores[p] = sum;
-        top = sum > top ? sum : top;
-    }
-    return top;
+            for (int d = 0; d < size; d++) sum += wide(query[d]) * wide(key[d]);
+            scores[q * stride + p] = sum;
+#endif
+        }
 }
 
-/* sum += weights of n values. */
-static inline __attribute__((always_inline)) void gather(const float *weights, const bf16 *values, int64_t n, float *sum,
-                                                         const int64_t size) {
-    float held[size];
-    memcpy(held, sum, sizeof held);
+/* sums += weights of n values, for `count` queries. */
+static inline __attribute__((always_inline)) void gather(const float *weights, const bf16 *values, int64_t n,
+                                                         int64_t stride, Lanes *sums, const int count, const int size) {
+    Lanes held[TOGETHER * size / LANES];
+    memcpy(held, sums, count * size / LANES * sizeof(Lanes));
     for (int64_t p = 0; p < n; p++) {
-        const bf16 *value = values + p * size;
-#pragma omp simd
-        for (int64_t d = 0; d < size; d++) held[d] += weights[p] * wide(value[d]);
+#pragma GCC unroll 8
+        for (int d = 0; d < size / LANES; d++) {
+            Lanes value = load(values + p * size + d * LANES);
+#pragma GCC unroll 8
+            for (int q = 0; q < count; q++) held[q * (size / LANES) + d] += weights[q * stride + p] * value;
+        }
     }
-    memcpy(sum, held, sizeof held);
+    memcpy(sums, held, count * size / LANES * sizeof(Lanes));
 }
 
-/* One key head of one row: keeps the new key and value, then attends with each of its queries. */
-static inline __attribute__((always_inline)) void attend(
-    const Row *row, const Shape *shape, int64_t head, const bf16 *queries, const bf16 *key, const bf16 *value,
-    bf16 *keys, bf16 *values, const bf16 *ahead_keys, const bf16 *ahead_values, float *scores, bf16 *out,
-    const int64_t size) {
-    bf16 *own_keys = keys + (row->slot * shape->key_heads + head) * shape->capacity * size;
-    bf16 *own_values = values + (row->slot * shape->key_heads + head) * shape->capacity * size;
-    memcpy(own_keys + row->length * size, key, size * sizeof(bf16));
-    memcpy(own_values + row->length * size, value, size * sizeof(bf16));
-    int64_t before = (row->prefix * shape->key_heads + head) * shape->longest * size;
-    int64_t own = row->length + 1, all = row->ahead + own, each = shape->heads / shape->key_heads;
-    for (int64_t q = 0; q < each; q++) {
-        float query[size], sum[size], total = 0.0f, top = -INFINITY;
-        for (int64_t d = 0; d < size; d++) query[d] = wide(queries[q * size + d]) * shape->scale, sum[d] = 0.0f;
-        if (row->ahead) top = score(query, ahead_keys + before, row->ahead, scores, top, size);
-        top = score(query, own_keys, own, scores + row->ahead, top, size);
+typedef struct {
+    const bf16 *keys, *values, *ahead_keys, *ahead_values; /* of one key head of one row, in order */
+    int64_t own, ahead;
+} Seen;
+
+/* What `count` queries of one key head make of what they see; scores has room for all of it `count` times. */
+static inline __attribute__((always_inline)) void attend(const Seen *seen, const bf16 *queries, float scale,
+                                                         float *scores, bf16 *out, const int count, const int size) {
+    Lanes sums[TOGETHER * size / LANES];
+    float totals[TOGETHER];
+    int64_t all = seen->ahead + seen->own;
+    for (int d = 0; d < count * size / LANES; d++) sums[d] = (Lanes){0};
+    score(queries, seen->ahead_keys, seen->ahead, scores, all, count, size);
+    score(queries, seen->keys, seen->own, scores + seen->ahead, all, count, size);
+    for (int q = 0; q < count; q++) {
+        float *mine = scores + q * all, top = -INFINITY, total = 0.0f;
+#pragma omp simd reduction(max : top)
+        for (int64_t p = 0; p < all; p++) top = mine[p] > top ? mine[p] : top;
 #pragma omp simd reduction(+ : total)
         for (int64_t p = 0; p < all; p++) {
-            scores[p] = exponential(scores[p] - top);
-            total += scores[p];
+            mine[p] = exponential((mine[p] - top) * scale);
+            total += mine[p];
         }
-        if (row->ahead) gather(scores, ahead_values + before, row->ahead, sum, size);
-        gather(scores + row->ahead, own_values, own, sum, size);
-        for (int64_t d = 0; d < size; d++) out[q * size + d] = narrow(sum[d] / total);
+        totals[q] = total;
     }
+    gather(scores, seen->ahead_values, seen->ahead, all, sums, count, size);
+    gather(scores + seen->ahead, seen->values, seen->own, all, sums, count, size);
+    for (int q = 0; q < count; q++)
+        for (int d = 0; d < size; d++) out[q * size + d] = narrow(sums[(q * size + d) / LANES][d % LANES] / totals[q]);
 }
 
 /* Attention of rows that grow by one token each. query (tokens, heads, size), key and value (tokens, key heads, size)
    with rows `query_stride`, `key_stride`, `value_stride` apart; keys and values (slots, key heads, capacity, size);
    ahead_keys and ahead_values (prefixes, key heads, longest, size). out (rows, heads, size). Returns 0, or 1 where
    there is no memory. */
+static inline __attribute__((always_inline)) int attend_rows(
+    const Shape *shape, const Row *rows, const bf16 *query, int64_t query_stride, const bf16 *key, int64_t key_stride,
+    const bf16 *value, int64_t value_stride, bf16 *keys, bf16 *values, const bf16 *ahead_keys, const bf16 *ahead_values,
+    bf16 *out, const int size) {
+    int64_t key_heads = shape->key_heads, each = shape->heads / key_heads, most = shape->longest + shape->capacity;
+    int failed = 0;
+#pragma omp parallel reduction(+ : failed) if (shape->rows * shape->heads * most > 16384)
+    {
+        float *scores = malloc(TOGETHER * most * sizeof(float));
+        failed += scores == NULL;
+#pragma omp for schedule(dynamic, 4)
+        for (int64_t n = 0; n < shape->rows * key_heads; n++) {
+            const Row *row = rows + n / key_heads;
+            int64_t head = n % key_heads, begin = (row->slot * key_heads + head) * shape->capacity * size;
+            int64_t before = (row->prefix * key_heads + head) * shape->longest * size;
+            memcpy(keys + begin + row->length * size, key + row->token * key_stride + head * size, size * sizeof(bf16));
+            memcpy(values + begin + row->length * size, value + row->token * value_stride + head * size,
+                   size * sizeof(bf16));
+            Seen seen = {keys + begin, values + begin, NULL, NULL, row->length + 1, row->ahead};
+            if (row->ahead) seen.ahead_keys = ahead_keys + before, seen.ahead_values = ahead_values + before;
+            for (int64_t done = 0, count; scores && done < each; done += count) {
+                const bf16 *from = query + row->token * query_stride + (head * each + done) * size;
+                bf16 *to = out + ((n / key_heads) * shape->heads + head * each + done) * size;
+                count = each - done < TOGETHER ? each - done : TOGETHER;
+                switch (count) { /* each with its number known to the compiler */
+                    case 4: attend(&seen, from, shape->scale, scores, to, 4, size); break;
+                    case 3: attend(&seen, from, shape->scale, scores, to, 3, size); break;
+                    case 2: attend(&seen, from, shape->scale, scores, to, 2, size); break;
+                    default: attend(&seen, from, shape->scale, scores, to, 1, size);
+                }
+            }
+        }
+        free(scores);
+    }
+    return failed;
+}
+
 #define ATTEND(SIZE)                                                                                                   \
     int metier_attend_##SIZE(const Shape *shape, const Row *rows, const bf16 *query, int64_t query_stride,             \
                              const bf16 *key, int64_t key_stride, const bf16 *value, int64_t value_stride, bf16 *keys, \
                              bf16 *values, const bf16 *ahead_keys, const bf16 *ahead_values, bf16 *out) {              \
-        int64_t heads = shape->key_heads, each = shape->heads / heads, failed = 0;                                     \
-        int64_t reads = shape->rows * shape->heads * (shape->longest + shape->capacity);                               \
-        _Pragma("omp parallel reduction(+ : failed) if (reads > 16384)") {                                                                \
-            float *scores = malloc((shape->longest + shape->capacity) * sizeof(float));                                \
-            failed += scores == NULL;                                                                                  \
-            _Pragma("omp for schedule(dynamic, 4)") for (int64_t n = 0; n < shape->rows * heads; n++) {                \
-                const Row *row = rows + n / heads;                                                                     \
-                int64_t head = n % heads;                                                                              \
-                if (scores)                                                                                            \
-                    attend(row, shape, head, query + row->token * query_stride + head * each * SIZE,                   \
-                           key + row->token * key_stride + head * SIZE,                                                \
-                           value + row->token * value_stride + head * SIZE, keys, values, ahead_keys, ahead_values,    \
-                           scores, out + ((n / heads) * shape->heads + head * each) * SIZE, SIZE);                     \
-            }                                                                                                          \
-            free(scores);                                                                                              \
-        }                                                                                                              \
-        return failed != 0;                                                                                            \
+        return attend_rows(shape, rows, query, query_stride, key, key_stride, value, value_stride, keys, values,       \
+                           ahead_keys, ahead_values, out, SIZE);                                                       \
     }
 ATTEND(64)
 ATTEND(128)
