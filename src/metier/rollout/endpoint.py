@@ -21,7 +21,7 @@ from metier.base.config import fill_from_environment
 from metier.base.errors import ConfigError, DataError
 from metier.records.types import Message, Sampling, Tool
 from metier.rollout.policy import Said, Talks, Transcript
-from metier.rollout.workers import LateError, Workers
+from metier.rollout.threads import LateError, Workers
 
 __all__ = ["Endpoint", "EndpointError", "EndpointPolicy", "Reply"]
 

@@ -25,7 +25,7 @@ from metier.records.types import Boundary, Cost, Episode, Message, Sampling, Sto
 from metier.rollout.policy import Policy, Said, Transcript
 from metier.rollout.tools import ToolBox
 from metier.rollout.users import WithUser
-from metier.rollout.workers import LateError, Workers
+from metier.rollout.threads import LateError, Workers
 from metier.rollout.workspace_tools import WorkspaceBox
 from metier.tasks.files import FILE
 from metier.tasks.protocol import Environment, EnvironmentFailure

@@ -35,7 +35,7 @@ from metier.models.adapters import Adapter, add_adapter, has_adapter
 from metier.models.hub import Device, device_of, load_model, load_scorer, load_teacher, load_tokenizer
 from metier.models.renderer import get_renderer
 from metier.records.events import EventLog, Listener
-from metier.train import workers
+from metier.train import processes
 from metier.train.checkpoints import Saver, put_back, save_model
 from metier.train.data import Encoder, TooLong, limited, read_rows, scored_at_end
 from metier.train.loop import Trainer, TrainSettings
@@ -104,12 +104,12 @@ def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str,
         "data_hash": content_hash([dict(row) for row in rows]),
         "eval_hash": content_hash([dict(row) for row in held]),
     }
-    workers.join()
+    processes.join()
     out.mkdir(parents=True, exist_ok=True)
-    with only_one(out, "choose another out") if workers.leads() else nullcontext():
-        if workers.leads():
+    with only_one(out, "choose another out") if processes.leads() else nullcontext():
+        if processes.leads():
             _claim(out, identity)
-        workers.wait()
+        processes.wait()
         return _done(out) or _fit(settings, objective, rows, held, out, identity, on_event)
 
 
@@ -148,7 +148,7 @@ def _fit(
         model = load_model(settings.model, dtype=dtype, device=device, quantize=quantize)
     per_epoch = math.ceil(len(units) / settings.batch)
     steps = min(per_epoch * settings.epochs, settings.max_steps or per_epoch * settings.epochs)
-    with EventLog(out, [on_event] if on_event else []) if workers.leads() else _Silent() as log:
+    with EventLog(out, [on_event] if on_event else []) if processes.leads() else _Silent() as log:
         log.emit("", "run_start", stages=[STAGE])
         log.emit(STAGE, "stage_start")
         began = monotonic()
@@ -166,7 +166,7 @@ def _fit(
             objective,
             teacher=teacher,
         )
-        if workers.leads():
+        if processes.leads():
             put_back(out / "best")
         saver = Saver(trainer, out / "state", settings.save_seconds, keep=settings.keep_states)
         if saver.resume():
@@ -174,7 +174,7 @@ def _fit(
         ends = {} if scored else {"ends_in_loss": ends_in_loss([e for u in units for e in u], renderer.stop_ids)}
 
         def save(folder: Path, metrics: Mapping[str, float]) -> None:
-            if not workers.leads():
+            if not processes.leads():
                 return
             manifest = {
                 **identity,
@@ -200,18 +200,18 @@ def _fit(
             order = list(range(len(units)))
             rng_for(settings.seed, "train", epoch).shuffle(order)
             chosen = order[place * settings.batch : (place + 1) * settings.batch]
-            with saver.rescuing() if workers.leads() else nullcontext():
+            with saver.rescuing() if processes.leads() else nullcontext():
                 metrics = trainer.step(_batch(trainer, learned, chosen, settings))
             log.emit(STAGE, "step", step=step + 1, steps=steps, **metrics, **ends)
-            if workers.leads():
+            if processes.leads():
                 saver.after_step()
         saver.finish()
         if settings.keep == "last":
             save(out / "model", metrics)
-        elif workers.leads():
+        elif processes.leads():
             (out / "best").rename(out / "model")
-        workers.wait()
-        if workers.leads():
+        processes.wait()
+        if processes.leads():
             shutil.rmtree(out / "state", ignore_errors=True)
         log.emit(STAGE, "stage_end", seconds=monotonic() - began)
     result = _done(out)

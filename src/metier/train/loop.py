@@ -25,7 +25,7 @@ from metier.models.flops import peak_flops, step_flops
 from metier.models.lean import checkpoint_layers
 from metier.models.logprobs import token_logprobs
 from metier.models.values import value_of
-from metier.train import workers
+from metier.train import processes
 from metier.train.objectives.protocol import DivergenceObjective, Objective
 from metier.train.optimizer import DivergedError, Learning, Masters, schedule
 from metier.train.packing import Example, Packed, pack, split_micro
@@ -117,7 +117,7 @@ class Trainer:
             "lr": lr,
             "seconds": seconds,
             "tokens_per_s": sums["tokens"] / seconds,
-            "mfu": rate / (workers.count() * peak_flops(str(self.model.device), self.model.dtype)),
+            "mfu": rate / (processes.count() * peak_flops(str(self.model.device), self.model.dtype)),
         }
 
     def _tidy(self) -> None:
@@ -156,7 +156,7 @@ class Trainer:
         heads = self.model.config.get_text_config().num_attention_heads
         sums = {"loss": 0.0, "packed_tokens": 0.0, "pairs": 0.0, "distinct": 0.0}
         micros = split_micro(useful, self.settings.token_budget)
-        for micro in micros[workers.rank() :: workers.count()]:
+        for micro in micros[processes.rank() :: processes.count()]:
             batch = pack(micro, heads=heads, device=self.model.device, dtype=_wide(self.model.dtype))
             values_M, entropy_M = self._values(batch)
             loss, metrics = self.objective.loss(values_M, entropy_M, batch, denominator=denominator)
@@ -171,7 +171,7 @@ class Trainer:
                 sums[key] = sums.get(key, 0.0) + value
         if learn:
             self.masters.share()
-        sums = workers.summed_numbers(sums)
+        sums = processes.summed_numbers(sums)
         labels = sums.pop("labels")
         whole_loss, packed, pairs, distinct = (sums.pop(key) for key in ("loss", "packed_tokens", "pairs", "distinct"))
         return {

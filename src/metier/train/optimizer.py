@@ -25,7 +25,7 @@ from torch import Tensor
 
 from metier.base.config import Settings
 from metier.base.errors import ConfigError, MetierError
-from metier.train import workers
+from metier.train import processes
 
 __all__ = ["DivergedError", "Learning", "Masters", "OptimizerName", "Schedule", "scattered", "schedule"]
 
@@ -109,8 +109,8 @@ class Masters:
 
     @torch.no_grad()
     def share(self) -> None:
-        """Sum the gradients of all workers; one that computed nothing adds nothing."""
-        if workers.count() == 1:
+        """Sum the gradients of all processes; one that computed nothing adds nothing."""
+        if processes.count() == 1:
             return
         for master in self.masters:
             if master.grad is None:
@@ -118,7 +118,7 @@ class Masters:
             elif self._fresh:
                 master.grad.zero_()
         self._fresh = False
-        workers.summed([m.grad for m in self.masters if m.grad is not None])
+        processes.summed([m.grad for m in self.masters if m.grad is not None])
 
     @torch.no_grad()
     def step(self, lr: float, *, where: str = "") -> float:

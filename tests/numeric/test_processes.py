@@ -17,12 +17,12 @@ import sys
 import torch
 from tiny import tiny_config
 from transformers import LlamaForCausalLM
-from metier.train import workers
+from metier.train import processes
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.registry import get_objective
 from metier.train.packing import Example
 
-workers.join()
+processes.join()
 out, name, budget = sys.argv[1], sys.argv[2], int(sys.argv[3])
 torch.manual_seed(0)
 config = tiny_config()
@@ -40,7 +40,7 @@ trainer = Trainer(model, TrainSettings(lr=1e-2, steps=2, token_budget=budget), g
 told = trainer.gradient(made)
 gradient = {n: p.grad.clone() for n, p in model.named_parameters()}
 trainer.masters.step(1e-2)
-if workers.leads():
+if processes.leads():
     torch.save({"told": told, "gradient": gradient, "weights": dict(model.named_parameters())}, out)
 """
 
@@ -66,7 +66,7 @@ def told_by(folder: Path, processes: int, name: str, budget: int) -> dict[str, d
 
 
 @pytest.mark.parametrize(("name", "budget"), [("sft", 14), ("grpo", 14), ("dpo", 16), ("sft", 1000)])
-def test_two_workers_have_the_gradient_of_one(name: str, budget: int, tmp_path: Path) -> None:
+def test_two_processes_have_the_gradient_of_one(name: str, budget: int, tmp_path: Path) -> None:
     """With a budget of 1000 all is one micro-batch, so that the second worker has nothing to do."""
     one, two = (told_by(tmp_path, n, name, budget) for n in (1, 2))
     assert one["told"].keys() == two["told"].keys()
