@@ -10,11 +10,16 @@ import pytest
 from metier.base.errors import ConfigError, DataError
 from metier.feedback.verifiers.protocol import Attempt
 from metier.feedback.verifiers.workers import judge
-from metier.records.types import Message, Task
+from metier.models.hub import load_tokenizer
+from metier.models.renderer import get_renderer
+from metier.records.types import Message, Sampling, Task, Weights
+from metier.rollout.episodes import Plan, run_episodes
+from metier.rollout.policy import EnginePolicy
 from metier.sandbox.choose import shared_sandbox
 from metier.sandbox.protocol import SandboxUnavailableError
 from metier.tasks.protocol import EnvironmentFailure
 from metier.tasks.registry import get_family
+from scripted import Scripted, written
 
 FAMILY = get_family("functions")
 
@@ -86,7 +91,29 @@ def test_with_tries_the_examples_are_run_and_what_came_of_it_is_said() -> None:
     failed = again.reply(f"def {name}(x):\n    return 1 // 0\n")
     assert failed is not None and "ZeroDivisionError" in failed
     assert again.reply(family.demonstrate(task)[-1].content) is None  # it works
-    assert get_family("functions").environment(task).reply("x") is None
+    (single,) = FAMILY.tasks("train", 1, seed=1)
+    assert FAMILY.environment(single).reply("x") is None
+
+
+def test_an_episode_with_tries_tries_reads_and_repairs() -> None:
+    """Through the runner, as a recipe does it: the last try is what counts."""
+    renderer = get_renderer(load_tokenizer("smollm2"))
+    family = get_family("functions", {"tries": 3})
+    task = family.tasks("train", 1, seed=1)[0]
+    wrong, right = f"def {task.meta['name']}(x):\n    return 'odd'\n", family.demonstrate(task)[-1].content
+    turns = [[written(renderer, task, one) for one in said] for said in ([wrong, wrong, right], [right], [wrong] * 3)]
+    episodes = run_episodes(
+        EnginePolicy(Scripted(turns), renderer),
+        [Plan(id=f"ep-{n}", task=task, seed=n) for n in range(3)],
+        sampling=Sampling(max_turns=3, max_tokens=1000),
+        weights=Weights(checkpoint="c"),
+        run_id="r",
+        stage="s",
+    )
+    assert [sum(m.role == "assistant" for m in e.messages) for e in episodes] == [3, 1, 3]
+    assert "gives 'odd'" in episodes[0].messages[2].content
+    scores = [judge("code", task, Attempt(messages=e.messages), task.verifiers[0].params).score for e in episodes]
+    assert scores == [1.0, 1.0, 0.0]
 
 
 def test_without_a_sandbox_the_environment_is_at_fault(monkeypatch: pytest.MonkeyPatch) -> None:

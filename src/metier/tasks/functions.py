@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
 from metier.base.errors import ConfigError, DataError
 from metier.base.seeds import rng_for
-from metier.records.types import Message, Task, VerifierSpec
+from metier.records.types import EnvironmentSpec, Message, Task, VerifierSpec
 from metier.sandbox.choose import shared_sandbox
 from metier.sandbox.plain import decode, from_json, same
 from metier.sandbox.programs import code_of
@@ -83,11 +84,18 @@ class FunctionsFamily:
             ):
                 continue
             found.setdefault(task.messages[0].content, task)
-        return list(found.values())
+        return [self._with_tries(task) for task in found.values()]
+
+    def _with_tries(self, task: Task) -> Task:
+        """The task with what its environment starts from, where there are tries."""
+        if self.tries == 1:
+            return task
+        state = {"tries": self.tries, "name": task.meta["name"], "examples": task.meta["examples"]}
+        return replace(task, environment=EnvironmentSpec(name=self.name, version=self.version, state=state))
 
     def environment(self, task: Task) -> Environment:
         """Where there are tries: one that runs the examples."""
-        return NoEnvironment() if self.tries == 1 else _Examples(task, self.tries)
+        return NoEnvironment() if task.environment is None else _Examples(task.environment.state)
 
     def demonstrate(self, task: Task) -> tuple[Message, ...]:
         """The question with the reference."""
@@ -97,16 +105,15 @@ class FunctionsFamily:
 class _Examples(NoEnvironment):
     """Runs the prompt's examples, and says what came of it."""
 
-    def __init__(self, task: Task, tries: int) -> None:
-        self._task, self._left = task, tries - 1
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        self._name, self._examples, self._left = str(state["name"]), state["examples"], int(state["tries"]) - 1
 
     def reply(self, text: str) -> str | None:
         """What a user would say who tries the function; None where it works, or there are no tries left."""
         if not self._left:
             return None
         self._left -= 1
-        name = self._task.meta["name"]
-        examples = self._task.meta["examples"]
+        name, examples = self._name, self._examples
         code = code_of(text, name)
         try:
             arguments = [[from_json(one) for one in example["args"]] for example in examples]
