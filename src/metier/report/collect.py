@@ -20,6 +20,7 @@ import yaml
 from metier.records import events as event_log
 from metier.records.ledger import Ledger
 from metier.records.lineage import DatasetLineage, why
+from metier.records.transcript import turns
 from metier.records.types import Checkpoint, Episode, Feedback, Run, Task
 from metier.records.values import lowest_by_episode
 from metier.report import cases as case_rule
@@ -41,7 +42,6 @@ from metier.report.data import (
     TextRow,
     TraitRow,
 )
-from metier.report.transcript import turns
 from metier.report.verdict import verdict
 from metier.report.wording import label_of, title_of
 from metier.stats.intervals import Interval, mean_interval, share_interval

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from metier.report.transcript import Turn
+from metier.records.transcript import Turn
 from metier.stats.intervals import Interval
 from metier.stats.paired import Paired
 

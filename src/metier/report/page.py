@@ -19,9 +19,9 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from metier.base.clock import iso
+from metier.records.transcript import as_html, stylesheet
 from metier.report import charts, wording
 from metier.report.data import ReportData
-from metier.report.transcript import as_html
 
 __all__ = ["render", "write"]
 
@@ -36,7 +36,7 @@ PATHS = {
 
 def render(data: ReportData) -> str:
     """The page."""
-    style, script = _text("page.css"), _text("page.js")
+    style, script = stylesheet() + _text("page.css"), _text("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return _template().render(
         data=data,

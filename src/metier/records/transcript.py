@@ -4,23 +4,26 @@
 terminal and the HTML for the page are made from it. All of it was written by models,
 users or tools and is untrusted: the plain text drops control characters (a transcript
 must not move the reader's cursor or rewrite the screen), the HTML escapes everything.
+`stylesheet` is how transcripts look, with the colours and type of all pages.
 
 Left out: token ids and log-probabilities; the ledger's export has them.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 
 from markupsafe import Markup, escape
 
 from metier.records.types import Episode, Feedback, Message, Tool, ToolCall
 
-__all__ = ["CallView", "Turn", "as_html", "as_text", "turns"]
+__all__ = ["CallView", "Turn", "as_html", "as_text", "printable", "stylesheet", "turns"]
 
 SPEAKERS = {"system": "Instructions", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
@@ -106,7 +109,7 @@ def as_text(
         parts = row.evidence.get("parts")
         if isinstance(parts, dict):
             lines.extend(f"    {name}: {score}" for name, score in parts.items())
-    return "\n".join(_printable(line) for line in lines).rstrip() + "\n"
+    return "\n".join(printable(line) for line in lines).rstrip() + "\n"
 
 
 def as_html(shown: Sequence[Turn]) -> Markup:
@@ -116,7 +119,7 @@ def as_html(shown: Sequence[Turn]) -> Markup:
         body = [Markup('<p class="who">{}</p>').format(turn.speaker)]
         if turn.text.strip():
             tag = "pre" if turn.role == "tool" else "p"
-            body.append(Markup('<{0} class="said">{1}</{0}>').format(Markup(tag), _printable(turn.text.strip())))
+            body.append(Markup('<{0} class="said">{1}</{0}>').format(Markup(tag), printable(turn.text.strip())))
         elif not turn.calls:
             body.append(Markup('<p class="said silent">(said nothing)</p>'))
         if turn.cut:
@@ -125,11 +128,28 @@ def as_html(shown: Sequence[Turn]) -> Markup:
             fault = Markup(' <span class="fault">{}</span>').format(call.fault) if call.fault else Markup("")
             body.append(
                 Markup('<p class="call"><code><b>{}</b>({})</code>{}</p>').format(
-                    _printable(call.name), _printable(call.arguments), fault
+                    printable(call.name), printable(call.arguments), fault
                 )
             )
         items.append(Markup('<li class="turn {}">{}</li>').format(turn.role, Markup("").join(body)))
     return Markup('<ol class="turns">{}</ol>').format(Markup("").join(items)) if items else Markup(escape(""))
+
+
+@functools.cache
+def stylesheet() -> str:
+    """The CSS of colours, type and transcripts that every page begins with."""
+    return files("metier.records").joinpath("look.css").read_text(encoding="utf-8")
+
+
+def printable(text: str) -> str:
+    """The text without control characters (line breaks and tabs stay) and bidirectional overrides.
+
+    Each is replaced by one character, so that places in the text stay what they were.
+    """
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf") or char == "\u200d" else "�"
+        for char in text
+    )
 
 
 def _call(call: ToolCall, known: set[str], limit: int) -> CallView:
@@ -154,11 +174,3 @@ def _pretty(text: str) -> str:
 
 def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _printable(text: str) -> str:
-    """The text without control characters (line breaks and tabs stay) and bidirectional overrides."""
-    return "".join(
-        char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf") or char == "\u200d" else "�"
-        for char in text
-    )

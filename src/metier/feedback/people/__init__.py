@@ -1,0 +1,1 @@
+"""What people say: labelling queues, the page that asks, and the statements that come of it."""
