@@ -33,7 +33,7 @@ def train(
 
     from metier.base.config import parse
     from metier.cli.progress import get_progress
-    from metier.train import workers
+    from metier.train import processes
     from metier.train.fit import FitSettings, fit
 
     given = {"objective": objective, "data": data, "out": out, "model": model}
@@ -45,7 +45,7 @@ def train(
     except KeyboardInterrupt:
         typer.echo("stopped; the same command continues from here", err=True)
         raise typer.Exit(130) from None
-    if not workers.leads():
+    if not processes.leads():
         return
     if as_json:
         print(json.dumps(result))
