@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from metier.cli.data import data_app
 from metier.cli.doctor import doctor
 from metier.cli.label import label
 from metier.cli.ledger import ledger_app
@@ -60,6 +61,7 @@ app.command("train", rich_help_panel=LOOP)(train)
 app.command("report", rich_help_panel=LOOP)(report)
 app.command("verify", rich_help_panel=FEEDBACK)(verify)
 app.command("label", rich_help_panel=FEEDBACK)(label)
+app.add_typer(data_app, name="data", rich_help_panel=FEEDBACK)
 app.add_typer(ledger_app, name="ledger", rich_help_panel=FEEDBACK)
 app.command("serve", rich_help_panel=SERVE)(serve)
 app.command("chat", rich_help_panel=SERVE)(chat)
