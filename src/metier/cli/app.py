@@ -18,6 +18,7 @@ from metier.cli.report import report
 from metier.cli.run import run
 from metier.cli.runs import runs_app
 from metier.cli.serve import chat, serve
+from metier.cli.stats import stats_app
 from metier.cli.train import train
 from metier.cli.verify import verify
 
@@ -26,6 +27,7 @@ __all__ = ["app"]
 LOOP = "Loop: tasks, episodes, feedback, training, evaluation, report"
 
 FEEDBACK = "Feedback"
+FILES = "Files"
 SERVE = "Serve"
 MACHINE = "This machine"
 
@@ -63,6 +65,7 @@ app.command("verify", rich_help_panel=FEEDBACK)(verify)
 app.command("label", rich_help_panel=FEEDBACK)(label)
 app.add_typer(data_app, name="data", rich_help_panel=FEEDBACK)
 app.add_typer(ledger_app, name="ledger", rich_help_panel=FEEDBACK)
+app.add_typer(stats_app, name="stats", rich_help_panel=FILES)
 app.command("serve", rich_help_panel=SERVE)(serve)
 app.command("chat", rich_help_panel=SERVE)(chat)
 app.command("doctor", rich_help_panel=MACHINE)(doctor)

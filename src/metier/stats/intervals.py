@@ -56,14 +56,13 @@ def clustered_se(values: Sequence[float], clusters: Sequence[Hashable] | None = 
     labels: Sequence[Hashable] = range(n) if clusters is None else clusters
     if len(labels) != n:
         raise ValueError(f"{n} values but {len(labels)} cluster labels; give one label for each value")
-    totals: dict[Hashable, float] = {}
-    centre = float(scores.mean()) if n else 0.0
-    for score, label in zip(scores.tolist(), labels, strict=True):
-        totals[label] = totals.get(label, 0.0) + (score - centre)
-    groups = len(totals)
+    places: dict[Hashable, int] = {}
+    place = [places.setdefault(label, len(places)) for label in labels]
+    groups = len(places)
     if groups < 2:
         return None
-    square = sum(total * total for total in totals.values())
+    totals = np.bincount(place, scores - scores.mean())
+    square = float((totals * totals).sum())
     spread = math.sqrt(groups / (groups - 1) * square) / n
     # Rounding of the mean leaves crumbs where all values are equal; they are no spread.
     return 0.0 if spread < 1e-12 * max(1.0, float(np.abs(scores).max())) else spread

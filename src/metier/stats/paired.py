@@ -17,7 +17,9 @@ from dataclasses import dataclass
 
 from metier.stats.intervals import clustered_se, t_quantile
 
-__all__ = ["Paired", "holm", "mcnemar_exact", "paired"]
+__all__ = ["Paired", "average", "holm", "mcnemar_exact", "paired"]
+
+_COUNTED = 1000  # trials up to which a binomial tail is added up in whole numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,7 @@ def paired(
     means_a: list[float] = []
     means_b: list[float] = []
     for task in ids:
-        mean_a, mean_b = _average(a.get(task, ())), _average(b.get(task, ()))
+        mean_a, mean_b = average(a.get(task, ())), average(b.get(task, ()))
         if mean_a is not None and mean_b is not None:
             kept.append(task)
             means_a.append(mean_a)
@@ -114,6 +116,10 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     if only_a < 0 or only_b < 0:
         raise ValueError(f"counts of tasks cannot be negative: {only_a}, {only_b}")
     n = only_a + only_b
+    if n > _COUNTED:
+        from scipy.special import bdtr
+
+        return min(1.0, 2 * float(bdtr(min(only_a, only_b), n, 0.5)))
     tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
     return min(1.0, 2 * tail / (1 << n))
 
@@ -138,7 +144,9 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     return out
 
 
-def _average(values: Sequence[float | None]) -> float | None:
+def average(values: Sequence[float | None]) -> float | None:
     """The mean of the values that are there, or None where none is."""
+    if len(values) == 1:
+        return values[0]
     scored = [value for value in values if value is not None]
     return math.fsum(scored) / len(scored) if scored else None

@@ -1,0 +1,270 @@
+"""Scores of one evaluation, by item, out of whatever holds them.
+
+A file is told by its content: JSON lines or CSV with id and score, the sample log of lm-eval
+(rows with doc_id), or an Inspect log (.eval, a zip, or .json). Any other name is a Metier run
+of the ledger. The same id again is a repeat of the item. A score that cannot be read is left
+out and named; one that is null is unscored, which is not zero.
+
+Inspect logs are read without inspect-ai, from their summaries where these hold all that is
+asked for. Their members may be packed with zstandard, which Python's zipfile reads from 3.14
+on only, so pyarrow unpacks them.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from metier.base.errors import DataError
+from metier.stats.tables import Row, Skipped, Table, number, stream_rows
+
+__all__ = ["Scores", "read_scores"]
+
+ZSTANDARD = 93  # the number of the method in a zip
+GRADES = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}  # of Inspect: correct, partial, incorrect, no answer
+LM_EVAL_METRICS = ("exact_match", "acc", "acc_norm", "pass@1", "prompt_level_strict_acc", "f1")
+
+
+@dataclass(slots=True, kw_only=True)
+class Scores:
+    """What was read: for each item the scores of its repeats."""
+
+    name: str
+    by_item: dict[str, list[float | None]] = field(default_factory=dict)
+    clusters: dict[str, Hashable] = field(default_factory=dict)  # empty where items are their own
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was chosen where there was a choice
+
+    def add(self, item: str, score: float | None, cluster: Any, line: int) -> None:
+        """Take one score. Raises `DataError` where the item is already in another cluster."""
+        self.by_item.setdefault(item, []).append(score)
+        if cluster is not None:
+            before = self.clusters.setdefault(item, str(cluster))
+            if before != str(cluster):
+                raise DataError(
+                    f"{self.name}, line {line}: item {item} is in cluster {cluster}, and in {before} elsewhere; "
+                    "an item has one cluster"
+                )
+
+
+def read_scores(
+    name: str, *, cluster: str | None = None, metric: str | None = None, ledger: str | None = None
+) -> Scores:
+    """The scores in the file, or of the run, that is called `name`; `cluster` is the field that groups items."""
+    path = Path(name)
+    scores = Scores(name=name)
+    if not path.is_file():
+        _of_run(name, scores, ledger)
+    elif zipfile.is_zipfile(path):
+        _of_samples(_zipped(path, cluster), scores, cluster, metric)
+    else:
+        data = path.read_bytes()
+        whole = _whole_object(data)
+        if whole is not None and isinstance(whole.get("samples"), list):
+            _of_samples(whole["samples"], scores, cluster, metric)
+        elif whole is not None and "id" not in whole and "doc_id" not in whole:
+            raise DataError(
+                f"{name} is one JSON object without samples, so no Inspect log; give JSON lines with scores"
+            )
+        else:
+            _of_rows(data, scores, cluster, metric)
+    if not any(score is not None for repeats in scores.by_item.values() for score in repeats):
+        first = f"; line {scores.skipped[0].line}: {scores.skipped[0].why}" if scores.skipped else ""
+        raise DataError(f"{name} has no scored item{first}")
+    return scores
+
+
+# --- JSON lines and CSV --------------------------------------------------------------------
+
+
+def _of_rows(data: bytes, scores: Scores, cluster: str | None, metric: str | None) -> None:
+    table = Table(name=scores.name)
+    rows = stream_rows(data, table)
+    first = next(rows, None)
+    if first is not None:
+        rows = chain((first,), rows)
+        if "doc_id" in first.cells and "id" not in first.cells:
+            _of_lm_eval(rows, first, table, scores, cluster, metric)
+        else:
+            _of_plain(rows, table, scores, cluster, metric or "score")
+    scores.skipped.extend(sorted(table.skipped, key=lambda one: one.line))
+
+
+def _of_plain(rows: Iterable[Row], table: Table, scores: Scores, cluster: str | None, key: str) -> None:
+    for row in rows:
+        item = row.cells.get("id")
+        if item is None or item == "":
+            table.skip(row, "no id")
+        elif key not in row.cells:
+            table.skip(row, f"no {key}")
+        else:
+            _take(str(item), row.cells[key], row, table, scores, cluster)
+
+
+def _take(item: str, cell: Any, row: Row, table: Table, scores: Scores, cluster: str | None) -> None:
+    group = None
+    if cluster is not None:
+        group = _field(row.cells, cluster)
+        if group is None:
+            raise DataError(f"{scores.name}, line {row.line}: no field {cluster} to cluster by; add it to every row")
+    try:
+        scores.add(item, None if cell is None or cell == "" else number(cell), group, row.line)
+    except DataError as error:
+        if "cluster" in str(error):
+            raise
+        table.skip(row, f"score: {error}")
+
+
+def _of_lm_eval(
+    rows: Iterable[Row], first: Row, table: Table, scores: Scores, cluster: str | None, metric: str | None
+) -> None:
+    """One filter and one metric of a sample log: those asked for, or the first."""
+    named = first.cells.get("metrics")
+    offered = [str(one) for one in named] if isinstance(named, list) else []
+    offered = offered or [one for one in LM_EVAL_METRICS if one in first.cells]
+    if metric is None and not offered:
+        raise DataError(f"{scores.name} names no metric that is known; name one of its fields with --metric")
+    key = metric or offered[0]
+    filters: dict[str, None] = {}
+    for row in rows:
+        way = str(row.cells.get("filter"))
+        filters[way] = None
+        if way != next(iter(filters)):
+            continue
+        if "doc_id" not in row.cells or key not in row.cells:
+            table.skip(row, f"no {'doc_id' if 'doc_id' not in row.cells else key}")
+        else:
+            _take(str(row.cells["doc_id"]), row.cells[key], row, table, scores, cluster)
+    if len(offered) > 1 and metric is None:
+        scores.notes.append(f"metric {key}, of {', '.join(offered)}; another with --metric")
+    if len(filters) > 1:
+        scores.notes.append(f"filter {next(iter(filters))}, of {', '.join(filters)}")
+
+
+def _field(cells: Mapping[str, Any], name: str) -> Any:
+    """A field of a row, or of the metadata or document inside it."""
+    for place in (cells, cells.get("metadata"), cells.get("doc")):
+        if isinstance(place, Mapping) and place.get(name) not in (None, ""):
+            return place[name]
+    return None
+
+
+# --- Inspect ---------------------------------------------------------------------------------
+
+
+def _whole_object(data: bytes) -> dict[str, Any] | None:
+    """The one JSON object that a file is, or None where it is lines or no JSON."""
+    if not data.lstrip().startswith(b"{") or (b"}\n{" in data[:1_000_000] and data.count(b"\n") > 0):
+        return None
+    try:
+        given = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return given if isinstance(given, dict) else None
+
+
+def _of_samples(samples: Iterable[Any], scores: Scores, cluster: str | None, metric: str | None) -> None:
+    scorers: dict[str, None] = {}
+    for place, sample in enumerate(samples, 1):
+        given = sample.get("scores") if isinstance(sample, dict) else None
+        if not isinstance(sample, dict) or "id" not in sample:
+            scores.skipped.append(Skipped(line=place, why="a sample without an id"))
+            continue
+        given = given if isinstance(given, dict) else {}
+        scorers.update(dict.fromkeys(given))
+        chosen = metric or next(iter(scorers), None)
+        group = None if cluster is None else _field(sample, cluster)
+        if cluster is not None and group is None:
+            raise DataError(f"{scores.name}, sample {sample['id']}: no field {cluster} to cluster by")
+        said = given.get(chosen) if chosen is not None else None
+        value = said.get("value") if isinstance(said, dict) else said
+        try:
+            # A sample that failed has no score; that is no fault of the model's, so it is unscored.
+            score = None if value is None else GRADES[value] if value in GRADES else number(value)
+        except (DataError, TypeError) as error:
+            scores.skipped.append(Skipped(line=place, why=f"sample {sample['id']}: {error}"))
+            continue
+        scores.add(str(sample["id"]), score, group, place)
+    if metric is not None and metric not in scorers:
+        raise DataError(f"{scores.name} has no scorer {metric!r}; it has {', '.join(scorers) or 'none'}")
+    if metric is None and len(scorers) > 1:
+        scores.notes.append(f"scorer {next(iter(scorers))}, of {', '.join(scorers)}; another with --metric")
+
+
+def _zipped(path: Path, cluster: str | None) -> Iterator[Any]:
+    """The samples of an .eval log: their summaries, or where these are missing or too short the samples themselves."""
+    try:
+        with zipfile.ZipFile(path) as log:
+            names = log.namelist()
+            if "summaries.json" in names:
+                summaries = json.loads(_member(path, log, "summaries.json"))
+                if cluster is None or all(_field(one, cluster) is not None for one in summaries):
+                    yield from summaries
+                    return
+            found = [name for name in names if name.startswith("samples/") and name.endswith(".json")]
+            if not found:
+                raise DataError(f"{path} holds no samples, so it is no Inspect log")
+            for name in found:
+                yield json.loads(_member(path, log, name))
+    except (zipfile.BadZipFile, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} cannot be read as an Inspect log: {error}") from error
+
+
+def _member(path: Path, log: zipfile.ZipFile, name: str) -> bytes:
+    info = log.getinfo(name)
+    if info.compress_type != ZSTANDARD:
+        return log.read(info)
+    import pyarrow
+
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        head = file.read(30)
+        file.seek(int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"), 1)
+        packed = file.read(info.compress_size)
+    unpacked: bytes = pyarrow.Codec("zstd").decompress(packed, info.file_size, asbytes=True)
+    return unpacked
+
+
+# --- runs of this project --------------------------------------------------------------------
+
+
+def _of_run(name: str, scores: Scores, where: str | None) -> None:
+    """The success of the last evaluation of a run, or of what stands behind colons: RUN:STAGE or RUN:STAGE:SPLIT."""
+    from metier.cli.find import DEFAULT_LEDGER, find_run, open_ledger
+    from metier.records.values import lowest_by_episode
+
+    if where is None and not Path(DEFAULT_LEDGER).exists():
+        raise DataError(f"there is no file {name}, and no ledger here that could have a run of that name")
+    asked, _, what = name.partition(":")
+    stage, _, split = what.partition(":")
+    with open_ledger(where) as records:
+        run_id = find_run(records, asked)
+        run = records.run(run_id)
+        stages = [one.name for one in run.stages if one.kind == "evaluate"]
+        episodes = records.episodes(run_id=run_id)
+        present = [one for one in stages if any(episode.stage == one for episode in episodes)]
+        if stage and stage not in present:
+            raise DataError(f"{run_id} has no evaluation {stage!r}; it has {', '.join(present) or 'none'}")
+        if not present:
+            raise DataError(f"{run_id} has no evaluation with episodes; metier runs show {run_id} tells how far it is")
+        chosen = stage or present[-1]
+        verdicts = lowest_by_episode(row for row in records.feedback(run_id=run_id) if row.criterion == "success")
+        rows = [episode for episode in episodes if episode.stage == chosen]
+        splits = list(dict.fromkeys(episode.split for episode in rows))
+        if split and split not in splits:
+            raise DataError(f"{chosen} of {run_id} has no split {split!r}; it has {', '.join(splits)}")
+        rows = [episode for episode in rows if split in ("", episode.split)]
+        tasks = records.tasks(sorted({episode.task_id for episode in rows}))
+    if len(present) > 1 and not stage:
+        scores.notes.append(f"evaluation {chosen}, of {', '.join(present)}; another with {asked}:STAGE")
+    if len(splits) > 1 and not split:
+        scores.notes.append(f"the splits {', '.join(splits)} together; one of them with {asked}:{chosen}:SPLIT")
+    for episode in rows:
+        scores.add(episode.task_id, verdicts.get(episode.id), tasks[episode.task_id].cluster, 0)
