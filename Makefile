@@ -26,7 +26,7 @@ RECIPE = $(or $(RECIPE_$(SIZE)),$(error SIZE is $(SIZE); it must be default or s
 RECIPE_default := desk
 RECIPE_small := desk-small
 
-.PHONY: help demo test test-slow test-gpu test-vllm test-harness bench-train bench-rollout bench-verify lint format docs clean parts
+.PHONY: help demo test test-slow test-gpu test-vllm test-harness bench-train bench-rollout bench-verify bench-ledger lint format docs clean parts
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ bench-rollout: $(READY) $(VLLM)/ready.stamp ## Metier, transformers, vLLM and TR
 
 bench-verify: $(READY) ## verifiers per second, Metier and others, alternating; about ten minutes on 2 cores
 	@$(BIN)/python benchmarks/verify_speed.py
+
+bench-ledger: $(READY) parts ## a ledger of millions of rows: appending, selecting, lineage; SQLite and PostgreSQL
+	@$(BIN)/python benchmarks/ledger_speed.py --out benchmarks/results/ledger-speed.md
 
 docs: $(READY) ## write docs/cli.md, docs/settings.md and docs/audits.md anew
 	@$(BIN)/python -m metier.cli.docs > docs/cli.md.new
@@ -122,16 +125,17 @@ $(VERIFIERS)/ready.stamp:
 	@$(VERIFIERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-input verifiers==0.4.0 pyyaml jsonschema
 	@touch $@
 
-# System parts that some tests use: a browser and a sandbox. Installed where that is ours to do
+# System parts that some tests use: a browser, a sandbox and a database server. Installed where that is ours to do
 # (Debian, root); elsewhere, and where it fails, those tests skip and say what to install.
 parts:
 	@missing=; \
 	command -v bwrap >/dev/null || missing="$$missing bubblewrap"; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
 		|| missing="$$missing chromium"; \
+	command -v pg_ctl >/dev/null || ls /usr/lib/postgresql/*/bin/pg_ctl >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && grep -qs '^ID=debian' /etc/os-release; then \
 		echo "set-up: for some tests:$$missing"; \
-		{ timeout 120 apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -qq --no-install-recommends $$missing; } \
+		{ timeout 120 apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -y -qq --no-install-recommends $$missing; } \
 			>/dev/null 2>&1 </dev/null || echo "set-up:$$missing could not be installed; some tests will skip"; \
 	fi

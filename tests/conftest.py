@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread each, the shared data, hypothesis without a clock.
+"""Shared by all tests: one thread each, the shared data, databases, hypothesis without a clock.
 
 Tests run side by side on few cores, and results must not depend on how many there are,
 so every test and every process that it starts computes on one thread.
@@ -7,10 +7,13 @@ so every test and every process that it starts computes on one thread.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from postgres import Server, missing, server
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
     os.environ[variable] = "1"
@@ -36,6 +39,32 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the project's shared data folder beside the checkout (../shared/data)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server that runs for these tests alone."""
+    if (why := missing()) is not None:
+        pytest.skip(why)
+    with server() as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An address to open a new ledger at: a file that is not there yet; a database that holds an empty ledger, since
+    making one takes a while. Token arrays lie in `tmp_path` for both."""
+    if request.param == "sqlite":
+        return str(tmp_path / "ledger.db")
+    return f"{request.getfixturevalue('postgres').ledger()}&arrays={tmp_path}/ledger-arrays"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def nowhere(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An address at which there is no ledger yet."""
+    if request.param == "sqlite":
+        return str(tmp_path / "new" / "ledger.db")
+    return f"{request.getfixturevalue('postgres').database()}&arrays={tmp_path}/ledger-arrays"
 
 
 @pytest.fixture(scope="session")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, inspect, text
+from sqlalchemy.exc import IntegrityError
 
 from metier.base.errors import LedgerError
+from metier.records import schema
+from metier.records.forgetting import forget
 from metier.records.ledger import Ledger
-from metier.records.lineage import forget, reached, why
+from metier.records.lineage import reached, why
 from metier.records.types import (
     Abstention,
     Checkpoint,
@@ -88,11 +90,11 @@ def weights_of(name: str, parent: str, datasets: tuple[str, ...] = ()) -> Checkp
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
+def ledger(where: str) -> Iterator[Ledger]:
     """Two tasks, four episodes; base -> sft (on the first task) -> grpo (on the second), and a checkpoint beside."""
     first, second = ask(1), ask(2)
     base, sft = Weights(checkpoint="base"), Weights(checkpoint="sft", step=5)
-    with Ledger.open(tmp_path / "ledger.db") as ledger:
+    with Ledger.open(where) as ledger:
         ledger.add_run(Run(id="run", recipe="desk", config={}, seed=1, folder="f", code_version="0"))
         ledger.add_tasks([first, second])
         ledger.add_suite(Suite(name="suite", version="1", task_ids=(second.id,)))
@@ -112,39 +114,51 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
         yield ledger
 
 
-def stored_bytes(ledger: Ledger) -> bytes:
-    """All that lies on disk for this ledger."""
-    assert ledger.path is not None
-    return b"".join(f.read_bytes() for f in ledger.path.parent.rglob("*") if f.is_file())
+def stored_bytes(ledger: Ledger, request: pytest.FixtureRequest) -> bytes:
+    """All that lies on disk for this ledger: its file, log and shards, or the server's tables and its shards."""
+    folders = [ledger.arrays_folder.parent]
+    if ledger.path is None:
+        server = request.getfixturevalue("postgres")
+        server.sql("CHECKPOINT")
+        name = ledger.label.partition("?")[0].rpartition("/")[2]
+        folders.append(server.data / "base" / server.sql(f"SELECT oid FROM pg_database WHERE datname = '{name}'"))
+    return b"".join(f.read_bytes() for folder in folders for f in folder.rglob("*") if f.is_file())
 
 
 # --- 1. the ledger only grows --------------------------------------------------------
 
 
-def test_1_no_row_is_changed_or_removed_even_by_hand(ledger: Ledger) -> None:
+def test_1_no_row_is_changed_or_removed_even_by_hand(ledger: Ledger, where: str) -> None:
     ledger.erase("f2", why="so that there is an erasure")
     forget(ledger, "f1", why="so that there is a mark")
     before = ledger.counts()
-    assert ledger.path is not None
-    raw = sqlite3.connect(ledger.path, isolation_level=None)
-    tables = [
-        name
-        for (name,) in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
-    ]
-    assert len(tables) == 17
+    address = where if "://" in where else f"sqlite:///{where}"
+    sqlite = address.startswith("sqlite")
+    engine = create_engine(address.partition("&arrays")[0].replace("postgresql:", "postgresql+psycopg:"))
+
+    def refused(statement: str) -> None:
+        with engine.begin() as raw, pytest.raises(IntegrityError, match="only grows"):
+            raw.execute(text(statement))
+
+    tables = inspect(engine).get_table_names()
+    assert set(tables) == set(schema.metadata.tables)
     for table in tables:
-        assert raw.execute(f"SELECT count(*) FROM {table}").fetchone()[0] > 0, f"{table} is empty: nothing is tested"
-        column = raw.execute(f"PRAGMA table_info({table})").fetchall()[-1][1]
-        for statement in (
-            f"UPDATE {table} SET {column} = {column}",
-            f"DELETE FROM {table}",
-            f"INSERT OR REPLACE INTO {table} SELECT * FROM {table}",
-        ):
-            with pytest.raises(sqlite3.IntegrityError, match="only grows"):
-                raw.execute(statement)
-    with pytest.raises(sqlite3.IntegrityError, match="only grows"):
-        raw.execute("INSERT OR REPLACE INTO runs (seq, id, created_at, body) VALUES (1, 'another', 0, '{}')")
-    raw.close()
+        columns = schema.metadata.tables[table].c
+        with engine.connect() as raw:
+            assert raw.execute(text(f"SELECT count(*) FROM {table}")).scalar(), f"{table} is empty: nothing is tested"
+        column = list(columns)[-1].name
+        refused(f"UPDATE {table} SET {column} = {column}")
+        refused(f"DELETE FROM {table}")
+        if sqlite:
+            refused(f"INSERT OR REPLACE INTO {table} SELECT * FROM {table}")
+        else:
+            refused(f"TRUNCATE {table} CASCADE")
+    if sqlite:
+        for seq, name in ((1, "another"), (99, "run")):
+            refused(f"INSERT OR REPLACE INTO runs (seq, id, created_at, body) VALUES ({seq}, '{name}', 0, '{{}}')")
+        refused("INSERT OR REPLACE INTO feedback VALUES (99, 'f3', 1, NULL, NULL, 0, '{}')")
+        refused("INSERT OR REPLACE INTO feedback VALUES (1, 'another', 1, NULL, NULL, 0, '{}')")
+    engine.dispose()
     assert ledger.counts() == before
 
 
@@ -191,13 +205,13 @@ def test_1_erasing_removes_what_was_said_and_keeps_that_it_was(ledger: Ledger) -
     assert ledger.counts() == {**before, "erasures": 3}
 
 
-def test_1_nothing_erased_is_left_on_disk(ledger: Ledger) -> None:
+def test_1_nothing_erased_is_left_on_disk(ledger: Ledger, request: pytest.FixtureRequest) -> None:
     orphan = ledger.arrays_folder / "0123.arrow"  # as a crash between shard and rows leaves it
     orphan.write_bytes(SECRET.encode())
-    assert SECRET.encode() in stored_bytes(ledger)
+    assert SECRET.encode() in stored_bytes(ledger, request)
     for task_id in {episode.task_id for episode in ledger.episodes()}:
         forget(ledger, task_id, why="the customer asked")
-    assert SECRET.encode() not in stored_bytes(ledger)
+    assert SECRET.encode() not in stored_bytes(ledger, request)
     assert not orphan.exists()
 
 

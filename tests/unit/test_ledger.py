@@ -1,4 +1,4 @@
-"""The ledger as a store: what goes in comes out, once, whatever else happens."""
+"""The ledger as a store, in a file and in PostgreSQL: what goes in comes out, once, whatever else happens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import threading
 from array import array
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -156,8 +155,8 @@ GROUP = Group(id="g1", task_id=TASK.id, episode_ids=("e1",))
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger.open(tmp_path / "ledger.db") as ledger:
+def ledger(where: str) -> Iterator[Ledger]:
+    with Ledger.open(where) as ledger:
         ledger.add_run(RUN)
         ledger.add_tasks([TASK])
         yield ledger
@@ -181,10 +180,9 @@ def episodes(n: int, prefix: str = "n") -> list[Episode]:
 # --- what goes in comes out ----------------------------------------------------------
 
 
-def test_every_noun_comes_back_as_it_was(ledger: Ledger) -> None:
+def test_every_noun_comes_back_as_it_was(ledger: Ledger, where: str) -> None:
     fill(ledger)
-    assert ledger.path is not None
-    with Ledger.open(ledger.path, create=False) as again:
+    with Ledger.open(where, create=False) as again:
         assert again.run("run") == RUN
         assert again.runs() == [RUN]
         assert again.task(TASK.id) == TASK
@@ -438,9 +436,9 @@ with Ledger.open(sys.argv[1]) as ledger:
 """
 
 
-def test_two_processes_write_at_once(ledger: Ledger) -> None:
+def test_two_processes_write_at_once(ledger: Ledger, where: str) -> None:
     ledger.add_episodes([EPISODE])
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(ledger.path), name]) for name in ("a", "b")]
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, where, name]) for name in ("a", "b")]
     assert [writer.wait(60) for writer in writers] == [0, 0]
     found = ledger.episodes(arrays=True)
     assert len(found) == 1 + 2 * 15 * 4 + 15 * 4
@@ -450,11 +448,10 @@ def test_two_processes_write_at_once(ledger: Ledger) -> None:
 OPENER = "import sys; from metier.records.ledger import Ledger; Ledger.open(sys.argv[1]).close()"
 
 
-def test_two_processes_make_the_ledger_at_once(tmp_path: Path) -> None:
-    path = str(tmp_path / "new" / "ledger.db")
-    openers = [subprocess.Popen([sys.executable, "-c", OPENER, path]) for _ in range(2)]
+def test_two_processes_make_the_ledger_at_once(nowhere: str) -> None:
+    openers = [subprocess.Popen([sys.executable, "-c", OPENER, nowhere]) for _ in range(2)]
     assert [opener.wait(60) for opener in openers] == [0, 0]
-    with Ledger.open(path, create=False) as ledger:
+    with Ledger.open(nowhere, create=False) as ledger:
         assert ledger.counts()["runs"] == 0
 
 

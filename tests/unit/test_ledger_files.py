@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, inspect, text
@@ -16,7 +19,9 @@ from sqlalchemy import create_engine, inspect, text
 from metier.base.errors import DiskFullError, LedgerError
 from metier.records import schema
 from metier.records.arrays import ArrayStore
+from metier.records.check import check
 from metier.records.ledger import Ledger
+from metier.records.lineage import reached
 from metier.records.migrations import MIGRATIONS, NEWEST, migrate
 from metier.records.types import Episode, Message, Run, Task, Weights
 
@@ -72,6 +77,77 @@ def test_an_older_ledger_is_brought_up_to_date(tmp_path: Path, version: int) -> 
         with ledger.reading() as connection:
             versions = connection.execute(text("SELECT version FROM schema_version ORDER BY version")).scalars().all()
         assert list(versions) == list(range(1, NEWEST + 1))
+
+
+def test_what_an_older_ledger_holds_is_kept(nowhere: str) -> None:
+    """A ledger of version 2, as it was written then: everything reads back, walks back, and what was erased is gone."""
+    if "://" not in nowhere:
+        Path(nowhere).parent.mkdir()
+    address = nowhere if "://" in nowhere else f"sqlite:///{nowhere}"
+    engine = create_engine(address.partition("&arrays")[0].replace("postgresql:", "postgresql+psycopg:"))
+    run, task = {"id": "run", "recipe": "r", "config": {}, "seed": 1, "folder": "", "code_version": "0"}, TASK.id
+    said: dict[str, Any] = {"about": ["e2", "e1"], "criterion": "better", "kind": "preference", "status": "scored"}
+    said["source"] = {"kind": "person", "name": "anna", "version": "1"}
+    body = {"stage": "s", "weights": {"checkpoint": "base", "step": 3}, "run_id": "run", "task_id": task}
+    of_dataset = {"id": "d", "kind": "pairs", "name": "d", "run_id": "run", "stage": "s", "query": {"x": 1}}
+    rows: list[tuple[str, tuple[Any, ...]]] = [
+        ("runs (id, created_at, body)", ("run", 0, json.dumps(run))),
+        ("tasks (id, family, kind, split, body)", (task, "desk", "act", "train", '{"family": "desk", "kind": "act"}')),
+        ("payloads (kind, record_id, body)", ("task", task, '{"messages": [{"role": "user", "content": "Book it"}]}')),
+    ]
+    for name in ("e1", "e2"):
+        columns = "episodes (id, run_id, task_id, stage, split, checkpoint, step, created_at, body)"
+        rows.append((columns, (name, "run", task, "s", "train", "base", 3, 0, json.dumps({"id": name, **body}))))
+        rows.append(("payloads (kind, record_id, body)", ("episode", name, '{"messages": []}')))
+    for n, (name, run_id) in enumerate((("f1", "run"), ("f2", None), ("f3", "run"))):
+        columns = (
+            "feedback (id, run_id, criterion, kind, source_kind, source_name, source_version, status, supersedes,"
+            " created_at, body)"
+        )
+        older = "f1" if name == "f3" else None
+        whole = json.dumps({"id": name, "run_id": run_id, "supersedes": older, **said})
+        given = ("better", "preference", "person", "anna", "1", "scored", older, 5.0, whole)
+        rows.append((columns, (name, run_id, *given)))
+        rows += [
+            ("feedback_about (feedback_id, position, episode_id)", (name, place, episode_id))
+            for place, episode_id in enumerate(said["about"])
+        ]
+        if name != "f2":
+            rows.append(("payloads (kind, record_id, body)", ("feedback", name, json.dumps({"value": n / 2}))))
+    rows += [
+        ("erasures (kind, record_id, why, created_at)", ("feedback", "f2", "asked", 1.0)),
+        ("datasets (id, run_id, stage, kind, name, body)", ("d", "run", "s", "pairs", "d", json.dumps(of_dataset))),
+        ("dataset_records (dataset_id, kind, position, record_id)", ("d", "feedback", 0, "f3")),
+        ("dataset_records (dataset_id, kind, position, record_id)", ("d", "feedback", 1, "f1")),
+        ("dataset_records (dataset_id, kind, position, record_id)", ("d", "task", 0, task)),
+    ]
+    with engine.begin() as connection:
+        migrate(connection, to=2)
+        for target, values in rows:
+            names = {f"v{n}": value for n, value in enumerate(values)}
+            marks = ", ".join(f":{name}" for name in names)
+            connection.execute(text(f"INSERT INTO {target} VALUES ({marks})"), names)
+    engine.dispose()
+
+    with Ledger.open(nowhere, create=False) as ledger:
+        assert check(ledger) == []
+        assert ledger.task(task) == dataclasses.replace(TASK, split="train")
+        found = ledger.feedback(current=False)
+        assert [(f.id, f.run_id, f.about, f.value, f.source.name) for f in found] == [
+            ("f1", "run", ("e2", "e1"), 0, "anna"),
+            ("f2", None, ("e2", "e1"), None, "anna"),
+            ("f3", "run", ("e2", "e1"), 1, "anna"),
+        ]
+        assert [f.id for f in ledger.feedback(run_id="run")] == ["f3"]
+        assert [f.id for f in ledger.feedback(about=["e1"])] == ["f2", "f3"]
+        assert found[1].reason == "[erased]"
+        assert (ledger.dataset("d").feedback_ids, ledger.dataset("d").task_ids) == (("f3", "f1"), (task,))
+        assert reached(ledger, "e2").datasets == ("d",)
+        with pytest.raises(LedgerError, match="was added before"):
+            ledger.as_of("d")
+        ledger.add_feedback([found[0], dataclasses.replace(found[2], id="f4", supersedes="f3")])
+        assert [f.id for f in ledger.feedback(run_id="run")] == ["f4"]
+        assert check(ledger) == []
 
 
 def test_a_migration_that_fails_leaves_the_old_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +231,7 @@ def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
     ("url", "sentence"),
     [
         ("sqlite://", "in memory would be lost"),
-        ("nosuchdb://host/name", "cannot use 'nosuchdb://host/name' as a ledger"),
+        ("nosuchdb://host/name", "in a file or in PostgreSQL, not in 'nosuchdb'"),
         ("a b://", "no database URL"),
     ],
 )
@@ -193,9 +269,7 @@ def test_a_full_database_is_a_plain_sentence_and_keeps_what_was_there(tmp_path: 
         big = Task(family="desk", kind="act", messages=(Message(role="user", content="x" * 10**6),))
         with pytest.raises(DiskFullError, match="no room left"), ledger.writing() as connection:
             connection.execute(text("PRAGMA max_page_count = 100"))
-            connection.execute(
-                schema.payloads.insert(), {"kind": "task", "record_id": "t", "body": big.messages[0].content}
-            )
+            connection.execute(schema.task_payloads.insert(), {"seq": 1, "body": big.messages[0].content})
         assert ledger.runs() == [RUN]
 
 

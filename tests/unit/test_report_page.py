@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from metier.records.transcript import as_html, as_text, turns
 from metier.records.types import Abstention, Cost, Episode, Feedback, Message, Source, Tool, ToolCall, Weights
 from metier.report import cases, charts, curves
 from metier.report.data import Change, CurvePanel, ModelInfo, ReportData, Rung, Series, Verdict
 from metier.report.data import Cost as RunCost
 from metier.report.page import render, write
-from metier.records.transcript import as_html, as_text, turns
 from metier.report.verdict import verdict
 from metier.report.wording import (
     change_words,

@@ -12,8 +12,10 @@ import typer
 
 from metier.cli.data import data_app
 from metier.cli.doctor import doctor
+from metier.cli.judge import judge
 from metier.cli.label import label
 from metier.cli.ledger import ledger_app
+from metier.cli.next import next_items
 from metier.cli.report import report
 from metier.cli.run import run
 from metier.cli.runs import runs_app
@@ -62,8 +64,10 @@ app.command("run", rich_help_panel=LOOP)(run)
 app.command("train", rich_help_panel=LOOP)(train)
 app.command("report", rich_help_panel=LOOP)(report)
 app.command("verify", rich_help_panel=FEEDBACK)(verify)
+app.command("judge", rich_help_panel=FEEDBACK)(judge)
 app.command("label", rich_help_panel=FEEDBACK)(label)
 app.add_typer(data_app, name="data", rich_help_panel=FEEDBACK)
+ledger_app.command("next")(next_items)
 app.add_typer(ledger_app, name="ledger", rich_help_panel=FEEDBACK)
 app.add_typer(stats_app, name="stats", rich_help_panel=FILES)
 app.command("serve", rich_help_panel=SERVE)(serve)

@@ -14,7 +14,12 @@ __all__ = ["run", "show_page"]
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged recipe: desk, desk-small, math, code or code-repair.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or the name of a packaged recipe: desk, desk-small, math, code or code-repair."
+        ),
+    ],
     folder: Annotated[
         str | None, typer.Option(help="Where the run keeps its files; runs/NAME of the recipe unless told.")
     ] = None,

@@ -279,8 +279,8 @@ def show_run(ledger: Ledger, run_id: str, as_json: bool) -> None:
 
 def show_episode(ledger: Ledger, episode_id: str, as_json: bool) -> None:
     """Print one episode."""
-    from metier.records.types import to_plain
     from metier.records.transcript import as_text
+    from metier.records.types import to_plain
 
     episode = ledger.episode(episode_id, arrays=as_json)
     feedback = ledger.feedback(about=[episode_id])

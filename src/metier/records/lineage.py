@@ -3,37 +3,41 @@
 `why` goes back from a checkpoint to the base model, and from each checkpoint through its
 datasets to the exact feedback rows, with their sources and versions. `reached` goes
 forward from a task, an episode or a statement of feedback to every dataset that holds it
-and every checkpoint trained on one, or descended from one that was. `forget` erases the
-record and marks all that as stale, in one transaction.
+and every checkpoint trained on one, or descended from one that was. What is to be
+forgotten goes the same way (`forgetting.py`).
 
 What is not followed: episodes that a reached checkpoint sampled, and so datasets made of
 those. Weights do remember, but following them would mark everything after the first
-training run; whoever needs that strictness forgets by `Episode.weights`. Files outside
-the ledger (checkpoint folders, reports, exports) are named by the marks, not deleted.
+training run; whoever needs that strictness forgets by `Episode.weights`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Connection, Select, func, select, union
+from sqlalchemy import Connection, Select, and_, func, select, union
 
 from metier.base.errors import LedgerError
-from metier.records.ledger import Ledger
-from metier.records.rows import feedback_ids_about, mark_stale, rows_among
+from metier.records.rows import feedback_ids_about, numbers_of, one_of, rows_among, stale_reasons
 from metier.records.schema import (
     checkpoint_datasets,
     checkpoints,
     dataset_records,
+    datasets,
     episodes,
     feedback,
-    feedback_about,
+    feedback_payloads,
+    feedback_sorts,
+    marks,
     tasks,
 )
 from metier.records.types import Checkpoint, Feedback, Source, Status, Weights
-from metier.records.values import lowest, mean_score
+from metier.records.values import lowest
+from metier.records.view import LedgerView
 
 __all__ = [
     "CheckpointLineage",
@@ -45,7 +49,8 @@ __all__ = [
     "Reach",
     "TaskSlice",
     "behind",
-    "forget",
+    "kind_of",
+    "reach",
     "reached",
     "why",
 ]
@@ -143,16 +148,16 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
-    """How far one record went."""
+    """How far a record, or all records of a person or source, went."""
 
     record_id: str
-    kind: str  # task, episode or feedback
-    records: tuple[str, ...]  # the record and what quotes it: a task's episodes, the feedback about an episode
+    kind: str  # task, episode or feedback; person or source
+    records: tuple[str, ...]  # the records and what quotes them: a task's episodes, the feedback about an episode
     datasets: tuple[str, ...]
     checkpoints: tuple[str, ...]
 
 
-def why(ledger: Ledger, checkpoint_id: str) -> Lineage:
+def why(ledger: LedgerView, checkpoint_id: str) -> Lineage:
     """What made these weights. Raises `LedgerError` for a checkpoint that the ledger does not know."""
     chain: list[CheckpointLineage] = []
     known = {checkpoint.id: checkpoint for checkpoint in ledger.checkpoints()}
@@ -178,7 +183,7 @@ class Evidence:
     feedback: tuple[Feedback, ...]
 
 
-def behind(ledger: Ledger, run_id: str, stage: str, split: str | None = None) -> list[Evidence]:
+def behind(ledger: LedgerView, run_id: str, stage: str, split: str | None = None) -> list[Evidence]:
     """The rows that a stage's figures are made of. Raises `LedgerError` where there are none."""
     episodes = ledger.episodes(run_id=run_id, stage=stage, split=split)
     if not episodes:
@@ -198,53 +203,44 @@ def behind(ledger: Ledger, run_id: str, stage: str, split: str | None = None) ->
     return found
 
 
-def reached(ledger: Ledger, record_id: str) -> Reach:
+def reached(ledger: LedgerView, record_id: str) -> Reach:
     """The datasets and checkpoints that a task, an episode or a statement of feedback went into."""
     with ledger.reading() as connection:
-        return _reach(connection, record_id)
+        kind = kind_of(connection, record_id)
+        if kind is None:
+            raise LedgerError(f"there is no task, episode or feedback {record_id!r} in the ledger; nothing was done")
+        return reach(connection, record_id, kind, {kind: [record_id]})
 
 
-def forget(ledger: Ledger, record_id: str, *, why: str) -> Reach:
-    """Erase a record and what quotes it, and mark as stale all that it reached.
-
-    Forgetting again changes nothing and names the same reach.
-    """
-    with ledger.writing() as connection:
-        reach = _reach(connection, record_id)
-        ledger.erase_in(connection, reach.records, why=why)
-        mark_stale(connection, (*reach.datasets, *reach.checkpoints), [f"{record_id} was forgotten: {why}"])
-    ledger.flush_log()
-    return reach
-
-
-def _reach(connection: Connection, record_id: str) -> Reach:
-    kind = _kind(connection, record_id)
-    members: dict[str, list[str]] = {"task": [], "episode": [], "feedback": []}
-    members[kind].append(record_id)
-    if kind == "task":
-        rows = connection.execute(select(episodes.c.id).where(episodes.c.task_id == record_id).order_by(episodes.c.seq))
-        members["episode"] = list(rows.scalars())
-    if kind != "feedback":
-        members["feedback"] = feedback_ids_about(connection, members["episode"])
-    dataset_ids: dict[str, None] = {}
-    for member_kind, ids in members.items():
-        query = select(dataset_records.c.dataset_id).where(dataset_records.c.kind == member_kind).distinct()
-        for row in rows_among(connection, query, dataset_records.c.record_id, ids):
-            dataset_ids[row.dataset_id] = None
+def reach(connection: Connection, name: str, kind: str, start: Mapping[str, Sequence[str]]) -> Reach:
+    """How far these records went, with what quotes them; `start` is ids by kind of record."""
+    members = {each: list(start.get(each, ())) for each in ("task", "episode", "feedback")}
+    if members["task"]:
+        query = select(episodes.c.id).order_by(episodes.c.seq)
+        members["episode"] += [row.id for row in rows_among(connection, query, episodes.c.task_id, members["task"])]
+    members["feedback"] += feedback_ids_about(connection, members["episode"])
+    found: dict[int, str] = {}
+    for table, each in ((tasks, "task"), (episodes, "episode"), (feedback, "feedback")):
+        links = and_(dataset_records.c.record == table.c.seq, dataset_records.c.kind == each)
+        query = select(datasets.c.seq, datasets.c.id).join(dataset_records, dataset_records.c.dataset == datasets.c.seq)
+        query = query.join(table, links).distinct()
+        found.update((row.seq, row.id) for row in rows_among(connection, query, table.c.id, members[each]))
+    held = [found[seq] for seq in sorted(found)]
     return Reach(
-        record_id=record_id,
+        record_id=name,
         kind=kind,
         records=tuple(dict.fromkeys(record for ids in members.values() for record in ids)),
-        datasets=tuple(dataset_ids),
-        checkpoints=_trained_on(connection, list(dataset_ids)),
+        datasets=tuple(held),
+        checkpoints=_trained_on(connection, held),
     )
 
 
-def _kind(connection: Connection, record_id: str) -> str:
+def kind_of(connection: Connection, record_id: str) -> str | None:
+    """Whether this is a task, an episode or feedback, or nothing of these."""
     for kind, table in (("task", tasks), ("episode", episodes), ("feedback", feedback)):
         if connection.execute(select(table.c.id).where(table.c.id == record_id)).first() is not None:
             return kind
-    raise LedgerError(f"there is no task, episode or feedback {record_id!r} in the ledger; nothing was done")
+    return None
 
 
 def _trained_on(connection: Connection, dataset_ids: list[str]) -> tuple[str, ...]:
@@ -259,63 +255,91 @@ def _trained_on(connection: Connection, dataset_ids: list[str]) -> tuple[str, ..
     return tuple(found)
 
 
-def _dataset(ledger: Ledger, dataset_id: str) -> DatasetLineage:
-    dataset = ledger.dataset(dataset_id)
-    slices: dict[tuple[Source, str, Status], list[Feedback]] = {}
-    for statement in ledger.feedback(ids=dataset.feedback_ids, current=False):
-        slices.setdefault((statement.source, statement.criterion, statement.status), []).append(statement)
+def _dataset(ledger: LedgerView, dataset_id: str) -> DatasetLineage:
+    """What a dataset holds, counted where it lies: a dataset may hold hundreds of thousands of rows."""
     with ledger.reading() as connection:
-        superseded = connection.execute(_superseded(dataset_id)).scalar_one()
-        by_weights = connection.execute(_by_weights(dataset_id)).all()
-        by_family = connection.execute(_by_family(dataset_id)).all()
+        held = connection.execute(select(datasets).where(datasets.c.id == dataset_id)).one()
+        stale = stale_reasons(connection, [dataset_id], ledger.within(marks)).get(dataset_id)
+        later = ledger.within(feedback)
+        superseded = connection.execute(_superseded(held.seq).where(*later)).scalar_one()
+        slices: dict[tuple[Source, str, Status], tuple[list[str], list[float]]] = {}
+        of_sort: dict[int, tuple[bool, tuple[list[str], list[float]]]] = {}  # whether it has a mean, and its slice
+        for sort in connection.execute(select(feedback_sorts)).all():
+            source = Source(kind=sort.source_kind, name=sort.source_name, version=sort.source_version)
+            part = slices.setdefault((source, sort.criterion, cast(Status, sort.status)), ([], []))
+            of_sort[sort.seq] = (sort.kind == "score" and sort.status == "scored", part)
+        about: dict[str, None] = {}
+        for number, record_id, body, payload in connection.execute(_said(held.seq)).all():
+            scored, (ids, values) = of_sort[number]
+            ids.append(record_id)
+            about.update(dict.fromkeys(json.loads(body)["about"]))
+            if scored and payload is not None and (value := json.loads(payload).get("value")) is not None:
+                values.append(float(value))
+        by_weights, task_ids = _by_weights(connection, held.seq, list(about))
+        by_family = _by_family(connection, held.seq, task_ids)
     return DatasetLineage(
-        id=dataset.id,
-        kind=dataset.kind,
-        name=dataset.name,
-        run_id=dataset.run_id,
-        stage=dataset.stage,
-        query=dataset.query,
-        stale=dataset.stale,
+        id=dataset_id,
+        kind=held.kind,
+        name=held.name,
+        run_id=held.run_id,
+        stage=held.stage,
+        query=json.loads(held.body).get("query", {}),
+        stale=stale,
         superseded=superseded,
         feedback=tuple(
             FeedbackSlice(
                 source=source,
                 criterion=criterion,
                 status=status,
-                feedback_ids=tuple(statement.id for statement in part),
-                mean=mean_score(part).mean,
+                feedback_ids=tuple(ids),
+                mean=sum(values) / len(values) if values else None,
             )
-            for (source, criterion, status), part in slices.items()
+            for (source, criterion, status), (ids, values) in slices.items()
+            if ids
         ),
         episodes=tuple(EpisodeSlice(weights=Weights(checkpoint=row[0], step=row[1]), n=row[2]) for row in by_weights),
         tasks=tuple(TaskSlice(family=row[0], split=row[1], n=row[2]) for row in by_family),
     )
 
 
-def _held(dataset_id: str, kind: str) -> Select[tuple[str | None]]:
+def _said(dataset: int) -> Select[Any]:
+    """Sort, id, body and payload of the dataset's statements, in the order in which they were added."""
+    links, payload = dataset_records, feedback_payloads
+    query = select(feedback.c.sort, feedback.c.id, feedback.c.body, payload.c.body).select_from(links)
+    query = query.join(feedback, feedback.c.seq == links.c.record).outerjoin(payload, payload.c.seq == feedback.c.seq)
+    return query.where(links.c.dataset == dataset, links.c.kind == "feedback").order_by(feedback.c.seq)
+
+
+def _held(dataset: int, kind: str) -> Select[Any]:
     links = dataset_records
-    return select(links.c.record_id).where(links.c.dataset_id == dataset_id, links.c.kind == kind)
+    return select(links.c.record).where(links.c.dataset == dataset, links.c.kind == kind)
 
 
-def _episode_ids(dataset_id: str) -> Select[Any]:
-    about = select(feedback_about.c.episode_id).where(feedback_about.c.feedback_id.in_(_held(dataset_id, "feedback")))
-    return select(union(_held(dataset_id, "episode"), about).subquery())
-
-
-def _superseded(dataset_id: str) -> Select[Any]:
+def _superseded(dataset: int) -> Select[Any]:
+    older = select(feedback.c.id).where(feedback.c.seq.in_(_held(dataset, "feedback")))
     query = select(func.count(feedback.c.supersedes.distinct()))
-    return query.where(feedback.c.supersedes.in_(_held(dataset_id, "feedback")))
+    return query.where(feedback.c.supersedes.is_not(None), feedback.c.supersedes.in_(older))
 
 
-def _by_weights(dataset_id: str) -> Select[Any]:
-    keys = (episodes.c.checkpoint, episodes.c.step)
-    query = select(*keys, func.count()).where(episodes.c.id.in_(_episode_ids(dataset_id)))
-    return query.group_by(*keys).order_by(func.min(episodes.c.seq))
+def _by_weights(connection: Connection, dataset: int, about: list[str]) -> tuple[list[tuple[str, int, int]], list[str]]:
+    """How many episodes each weights spoke, in the order in which they first did, and the episodes' tasks: of those
+    in the manifest, and of these."""
+    keys = (episodes.c.checkpoint, episodes.c.step, episodes.c.task_id)
+    those = select(episodes.c.seq).where(one_of(connection, episodes.c.id, about))
+    among = episodes.c.seq.in_(select(union(_held(dataset, "episode"), those).subquery()))
+    query = select(*keys, func.count()).where(among).group_by(*keys).order_by(func.min(episodes.c.seq))
+    counts: dict[tuple[str, int], int] = {}
+    of_tasks: dict[str, None] = {}
+    for checkpoint, step, task_id, n in connection.execute(query).all():
+        counts[checkpoint, step] = counts.get((checkpoint, step), 0) + n
+        of_tasks[task_id] = None
+    return [(checkpoint, step, n) for (checkpoint, step), n in counts.items()], list(of_tasks)
 
 
-def _by_family(dataset_id: str) -> Select[Any]:
-    keys = (tasks.c.family, tasks.c.split)
-    of_episodes = select(episodes.c.task_id).where(episodes.c.id.in_(_episode_ids(dataset_id)))
-    ids = select(union(_held(dataset_id, "task"), of_episodes).subquery())
-    query = select(*keys, func.count()).where(tasks.c.id.in_(ids))
-    return query.group_by(*keys).order_by(*keys)
+def _by_family(connection: Connection, dataset: int, task_ids: list[str]) -> list[tuple[str, str, int]]:
+    """How many tasks of each family and split: those in the manifest, and these."""
+    numbers = set(connection.execute(_held(dataset, "task")).scalars())
+    numbers.update(numbers_of(connection, tasks, task_ids).values())
+    query = select(tasks.c.family, tasks.c.split)
+    counts = Counter((row.family, row.split) for row in rows_among(connection, query, tasks.c.seq, sorted(numbers)))
+    return [(family, split, n) for (family, split), n in sorted(counts.items())]

@@ -6,6 +6,9 @@ made it and from what, so that the first can be erased and the second cannot. Af
 erasure a record reads back hollow: empty messages; on feedback the reason `[erased]` and,
 where it had a value, an abstention.
 
+Feedback and episodes, which come in millions, leave out of their body what columns hold and
+what is a field's default.
+
 Rows still hold ids, which for tasks are hashes of their content; whoever can guess the
 whole content can recognise it.
 """
@@ -13,10 +16,11 @@ whole content can recognise it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from array import array
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from metier.base.errors import DataError
@@ -40,31 +44,37 @@ class Layout(Generic[R]):
     payload: frozenset[str] = frozenset()  # erasable
     apart: frozenset[str] = frozenset()  # in link tables, marks or array files
     volatile: frozenset[str] = frozenset()  # may differ when the same record is written again
+    columns: frozenset[str] = frozenset()  # in columns of the row alone
     names: tuple[str, ...] = ()  # all fields
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # a field that has its default is left out of the body
 
     def split(self, record: R) -> tuple[str, str | None]:
         """The JSON of the row's body, and of the payload where the noun has one."""
-        body, payload = {}, {}
-        for name in self.names:
+        body, payload, defaults = {}, {}, self.defaults
+        for name in self._written:
+            value = getattr(record, name)
+            if name in defaults and type(value) is type(defaults[name]) and value == defaults[name]:
+                continue
+            if type(value) not in _PLAIN:
+                value = to_plain(value)
             if name in self.payload:
-                payload[name] = to_plain(getattr(record, name))
-            elif name not in self.apart:
-                body[name] = to_plain(getattr(record, name))
+                payload[name] = value
+            else:
+                body[name] = value
         return _dump(body, record), _dump(payload, record) if self.payload else None
 
     def join(self, body: str, payload: str | None, apart: Mapping[str, Any], *, erased: str | None = None) -> R:
-        """The record again; `erased` says why its payload is gone, where it is."""
-        fields = json.loads(body)
+        """The record again, with what lies in columns or apart; `erased` says why its payload is gone, where it is."""
+        fields = {**apart, **json.loads(body)}
         if payload is not None:
             fields.update(json.loads(payload))
         elif self.payload:
             fields.update(_hollow(self.kind, fields, erased))
-        fields.update(apart)
         return from_plain(self.noun, fields)
 
     def kept(self, record: R) -> R:
         """The record as it would read back if it were added: an int given for a float is one, logprobs are float32."""
-        apart = {name: getattr(record, name) for name in self.apart}
+        apart = {name: getattr(record, name) for name in (*self.apart, *self.columns)}
         if apart.get("sampler_logprobs"):
             apart["sampler_logprobs"] = array("f", apart["sampler_logprobs"]).tolist()
         return self.join(*self.split(record), apart)
@@ -79,7 +89,16 @@ class Layout(Generic[R]):
         }
         if isinstance(fields.get("cost"), dict):
             fields["cost"].pop("seconds", None)
+        if type(fields.get("value")) is int and abs(fields["value"]) < 2**53:
+            fields["value"] = float(fields["value"])  # a table of numbers does not tell 1 from 1.0
         return canonical_json(fields)
+
+    @functools.cached_property
+    def _written(self) -> tuple[str, ...]:
+        return tuple(name for name in self.names if name not in self.apart and name not in self.columns)
+
+
+_PLAIN = frozenset((str, float, int, bool, type(None)))  # are what `to_plain` would make of them
 
 
 def layout_of(noun: type[R]) -> Layout[R]:
@@ -87,9 +106,12 @@ def layout_of(noun: type[R]) -> Layout[R]:
     return _LAYOUTS[noun]
 
 
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def _dump(fields: dict[str, Any], record: object) -> str:
     try:
-        return json.dumps(fields, separators=(",", ":"))
+        return _ENCODE(fields)
     except (TypeError, ValueError) as error:
         name = getattr(record, "id", type(record).__name__)
         raise DataError(f"{name} holds a value that JSON cannot carry: {error}; use numbers, text, lists") from error
@@ -107,11 +129,20 @@ def _hollow(kind: str, body: Mapping[str, Any], why: str | None) -> dict[str, An
 
 
 def _layout(
-    noun: type[R], kind: str, *, payload: str = "", apart: str = "", volatile: str = "created_at"
+    noun: type[R], kind: str, *, payload: str = "", apart: str = "", volatile: str = "created_at", columns: str = ""
 ) -> tuple[type[R], Layout[R]]:
-    names = tuple(field.name for field in dataclasses.fields(noun))  # type: ignore[arg-type]
-    payload_names, apart_names, volatile_names = (frozenset(text.split()) for text in (payload, apart, volatile))
-    return noun, Layout(noun, kind, payload_names, apart_names, volatile_names, names)
+    fields = dataclasses.fields(noun)  # type: ignore[arg-type]
+    names = tuple(f.name for f in fields)
+    parts = (frozenset(text.split()) for text in (payload, apart, volatile, columns))
+    erasable, elsewhere, may_differ, held = parts
+    defaults = _defaults(fields) if columns else {}
+    return noun, Layout(noun, kind, erasable, elsewhere, may_differ, held, names, defaults)
+
+
+def _defaults(fields: Iterable[dataclasses.Field[Any]]) -> dict[str, Any]:
+    made = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    made.update({f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING})
+    return made
 
 
 _LAYOUTS: dict[type[Any], Layout[Any]] = dict(
@@ -130,12 +161,14 @@ _LAYOUTS: dict[type[Any], Layout[Any]] = dict(
             "episode",
             payload="messages final_state error meta",
             apart="token_ids sampler_logprobs loss_mask",
+            columns="id run_id task_id stage split group_id created_at",
         ),
         _layout(
             types.Feedback,
             "feedback",
             payload="value abstention reason evidence",
             volatile="created_at observed_at",
+            columns="id run_id criterion kind source status supersedes due_at created_at",
         ),
         _layout(
             types.DatasetManifest,

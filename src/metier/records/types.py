@@ -521,8 +521,10 @@ def from_plain(kind: type[R], value: Any) -> R:
         return _adapter(cast(Any, kind)).validate_python(value)  # type: ignore[no-any-return]
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"] and isinstance(own := first.get("ctx", {}).get("error"), DataError):
+            raise own from error  # what the record itself refused
         where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{kind.__name__}.{where}: {first['msg']}, got {first['input']!r}") from error
+        raise DataError(f"{kind.__name__}.{where}: {first['msg']}, got {first['input']!r:.200}") from error
 
 
 @functools.cache

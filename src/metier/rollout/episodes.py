@@ -23,9 +23,9 @@ from metier.base.ids import derive_id
 from metier.records.ledger import Ledger
 from metier.records.types import Boundary, Cost, Episode, Message, Sampling, StopReason, Task, ToolCall, Weights
 from metier.rollout.policy import Policy, Said, Transcript
+from metier.rollout.threads import LateError, Workers
 from metier.rollout.tools import ToolBox
 from metier.rollout.users import WithUser
-from metier.rollout.threads import LateError, Workers
 from metier.rollout.workspace_tools import WorkspaceBox
 from metier.tasks.files import FILE
 from metier.tasks.protocol import Environment, EnvironmentFailure

@@ -1,4 +1,7 @@
-"""Rows out of files: JSON lines, JSON, CSV, Parquet. One row that cannot be read is skipped alone."""
+"""Rows out of files: JSON lines, JSON, CSV, Parquet, Arrow. One row that cannot be read is skipped alone.
+
+A folder is a dataset that Hugging Face `datasets` saved to disk: its Arrow files, in order.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from metier.base.errors import DataError
 from metier.records.traces.calls import Skipped
 
-__all__ = ["Row", "read_rows"]
+__all__ = ["Row", "read_batches", "read_rows"]
 
 _PAGE = {"data", "meta", "next_cursor", "links", "object", "has_more", "first_id", "last_id"}
 Row = tuple[str, Mapping[str, Any]]  # where it stands, for people, and what it holds
@@ -21,11 +24,17 @@ Row = tuple[str, Mapping[str, Any]]  # where it stands, for people, and what it 
 
 def read_rows(path: Path) -> Iterator[Row | Skipped]:
     """The rows of a file, packed by gzip or not. Raises `DataError` where it is not there or is none of these."""
+    if path.is_dir():
+        parts = sorted(path.glob("*.arrow"))
+        if not parts:
+            raise DataError(f"the folder {path} holds no Arrow files; name a file, or a dataset that was saved to disk")
+        for part in parts:
+            yield from read_rows(part)
+        return
     if not path.is_file():
         raise DataError(f"there is no file {path}")
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    rows = _parquet(path) if kind == ".parquet" else _csv(path) if kind == ".csv" else _json(path)
-    for row in rows:
+    for row in _READERS.get(kind, _json)(path):
         yield row if isinstance(row, Skipped) else (row[0], _clean(row[1]))
 
 
@@ -65,18 +74,32 @@ def _csv(path: Path) -> Iterator[Row | Skipped]:
             yield f"{path.name}:{reader.line_num}", {k: v for k, v in row.items() if k is not None and v != ""}
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def read_batches(path: Path) -> Iterator[Any]:
+    """The record batches of a Parquet or Arrow file. Raises `DataError` where it is none."""
     import pyarrow
     import pyarrow.parquet
 
-    count = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1000):
-            for row in batch.to_pylist():
-                count += 1
-                yield f"{path.name}:{count}", row
+        if path.suffix == ".parquet":
+            yield from pyarrow.parquet.ParquetFile(path).iter_batches(1000)
+            return
+        with pyarrow.memory_map(str(path)) as source:
+            try:
+                opened = pyarrow.ipc.open_file(source)
+            except pyarrow.ArrowInvalid:  # as `datasets` writes them
+                yield from pyarrow.ipc.open_stream(source)
+                return
+            yield from (opened.get_batch(number) for number in range(opened.num_record_batches))
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is no Parquet file: {error}") from error
+        raise DataError(f"{path} is no {path.suffix[1:].capitalize()} file: {error}") from error
+
+
+def _columns(path: Path) -> Iterator[Row]:
+    count = 0
+    for batch in read_batches(path):
+        for row in batch.to_pylist():
+            count += 1
+            yield f"{path.name}:{count}", row
 
 
 def _json(path: Path) -> Iterator[Row | Skipped]:
@@ -88,6 +111,13 @@ def _json(path: Path) -> Iterator[Row | Skipped]:
         yield from _whole(path)
     else:
         yield from _lines(path)
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row | Skipped]]] = {
+    ".parquet": _columns,
+    ".arrow": _columns,
+    ".csv": _csv,
+}
 
 
 def _lines(path: Path) -> Iterator[Row | Skipped]:

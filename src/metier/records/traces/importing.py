@@ -6,7 +6,8 @@ its source's ids and of what was said, so a conversation that has grown since is
 episode of its own. A remark that says something else than it did, later, supersedes what it said.
 
 A task is what the model saw before its first answer. A conversation that begins with the
-messages of a task which the ledger holds in another split (held out, say) is kept out.
+messages of a task which the ledger holds in another split (held out, say) is kept out, and
+so is what a person or source that was forgotten says.
 
 Left out: token ids and log-probabilities, which production does not keep, so that imported
 episodes are to be learnt from as demonstrations or preferences, not by a policy gradient.
@@ -30,6 +31,7 @@ from metier.base.config import did_you_mean
 from metier.base.errors import DataError
 from metier.base.ids import canonical_json, content_hash, derive_id
 from metier.records import schema
+from metier.records.forgetting import forgotten, names_of, users_of
 from metier.records.ledger import Ledger
 from metier.records.rows import rows_among
 from metier.records.traces import langfuse, openai, otel, phoenix
@@ -49,7 +51,15 @@ from metier.records.types import (
     to_plain,
 )
 
-__all__ = ["FORMATS", "Imported", "import_traces"]
+__all__ = [
+    "FORMATS",
+    "Imported",
+    "add_run",
+    "add_statements",
+    "held_out_tasks",
+    "import_traces",
+    "known_ids",
+]
 
 FORMATS: dict[str, ModuleType] = {"openai": openai, "otel": otel, "langfuse": langfuse, "phoenix": phoenix}
 _SPLIT = "production"
@@ -158,8 +168,10 @@ def import_traces(
     good, name = _format(rows, format, files, skipped)
     run_id = derive_id("run", "import", source)
     done = Imported(name, run_id, skipped=skipped)
-    _add_run(ledger, run_id, source)
-    held_out = _held_out(ledger)
+    add_run(ledger, run_id, source)
+    held_out = held_out_tasks(ledger)
+    with ledger.reading() as connection:
+        gone = forgotten(connection)
     index = _Index()
     loose: list[Call] = []  # whole conversations, written as they come
     held: list[Call] = []  # calls that others may continue
@@ -168,7 +180,7 @@ def import_traces(
     def flush(calls: Sequence[Call]) -> None:
         found = conversations(calls)
         for start in range(0, len(found), _BATCH):
-            _take(ledger, done, found[start : start + _BATCH], index, held_out, source, scrub)
+            _take(ledger, done, found[start : start + _BATCH], index, held_out, gone, source, scrub)
             on_batch(done)
 
     for item in FORMATS[name].read(good):
@@ -181,11 +193,11 @@ def import_traces(
         else:
             if len(loose) >= _BATCH and not held:  # with the remarks that followed them
                 flush(loose)
-                _take_remarks(ledger, done, index, remarks)
+                _take_remarks(ledger, done, index, remarks, gone)
                 loose, remarks, index = [], [], _Index()
             (held if item.conversation is not None else loose).append(item)
     flush([*loose, *held])
-    _take_remarks(ledger, done, index, remarks)
+    _take_remarks(ledger, done, index, remarks, gone)
     if not (done.episodes or done.episodes_known):
         whys = "; ".join(f"{why} ({places[0]})" for why, places in list(done.reasons.items())[:3])
         raise DataError(f"{', '.join(map(str, files))}: no conversation could be taken as {name}: {whys or 'no rows'}")
@@ -219,8 +231,9 @@ def _format(
     )
 
 
-def _add_run(ledger: Ledger, run_id: str, source: str) -> None:
-    if _known(ledger, schema.runs, [run_id]):
+def add_run(ledger: Ledger, run_id: str, source: str) -> None:
+    """Add the run that stands for all imports of a source."""
+    if known_ids(ledger, schema.runs, [run_id]):
         return
     ledger.add_run(
         Run(
@@ -235,11 +248,11 @@ def _add_run(ledger: Ledger, run_id: str, source: str) -> None:
     )
 
 
-def _held_out(ledger: Ledger) -> dict[bytes, str]:
-    """The splits other than production's, by what their tasks begin with."""
+def held_out_tasks(ledger: Ledger, split: str = _SPLIT) -> dict[bytes, str]:
+    """The splits other than this one, by what their tasks begin with."""
     table = schema.tasks
     with ledger.reading() as connection:
-        rows = connection.execute(select(table.c.id, table.c.split).where(table.c.split != _SPLIT)).all()
+        rows = connection.execute(select(table.c.id, table.c.split).where(table.c.split != split)).all()
     split_of = {row.id: row.split for row in rows}
     found: dict[bytes, str] = {}
     ids = list(split_of)
@@ -256,6 +269,7 @@ def _take(
     found: Sequence[Conversation],
     index: _Index,
     held_out: Mapping[bytes, str],
+    gone: set[str],
     source: str,
     scrub: bool,
 ) -> None:
@@ -263,6 +277,9 @@ def _take(
     allowed: dict[str, _Spoken] = {}
     for conversation in found:
         place = conversation.calls[0][0].place
+        if names := gone & users_of(conversation.calls[0][0].meta):
+            done.skipped.append(Skipped(place, f"{min(names)} was forgotten"))
+            continue
         try:
             one = _spoken(conversation, done.run_id, source, scrub, held_out)
         except (DataError, TypeError, ValueError) as error:
@@ -273,17 +290,18 @@ def _take(
         done.calls += len(conversation.calls)
         index.add(one)
         allowed.setdefault(one.episode.id, one)
-    known = _known(ledger, schema.episodes, list(allowed))
+    known = known_ids(ledger, schema.episodes, list(allowed))
     new = [one for episode_id, one in allowed.items() if episode_id not in known]
     tasks = {one.task.id: one.task for one in new}
-    there = _known(ledger, schema.tasks, list(tasks))
+    there = known_ids(ledger, schema.tasks, list(tasks))
     ledger.add_tasks([task for task_id, task in tasks.items() if task_id not in there])
     ledger.add_episodes([one.episode for one in new])
     done.episodes += len(new)
     done.episodes_known += len(allowed) - len(new)
 
 
-def _known(ledger: Ledger, table: Table, ids: Sequence[str]) -> set[str]:
+def known_ids(ledger: Ledger, table: Table, ids: Sequence[str]) -> set[str]:
+    """Those of the ids that the table has."""
     with ledger.reading() as connection:
         return {row.id for row in rows_among(connection, select(table.c.id), table.c.id, ids)}
 
@@ -341,11 +359,14 @@ def _spoken(
 # --- feedback --------------------------------------------------------------------------------
 
 
-def _take_remarks(ledger: Ledger, done: Imported, index: _Index, remarks: Sequence[Remark]) -> None:
+def _take_remarks(ledger: Ledger, done: Imported, index: _Index, remarks: Sequence[Remark], gone: set[str]) -> None:
     for start in range(0, len(remarks), 5 * _BATCH):
         statements: list[Feedback] = []
         for remark in remarks[start : start + 5 * _BATCH]:
             targets = index.find(remark)
+            if names := names_of(remark.source) & gone:
+                done.skipped.append(Skipped(remark.place, f"{min(names)} was forgotten"))
+                continue
             if not targets:
                 about = f"it is about a {remark.about} that is not among the conversations"
                 done.skipped.append(Skipped(remark.place, about))
@@ -354,11 +375,11 @@ def _take_remarks(ledger: Ledger, done: Imported, index: _Index, remarks: Sequen
                 statements.append(_statement(remark, targets, done.run_id))
             except (DataError, TypeError, ValueError) as error:
                 done.skipped.append(Skipped(remark.place, str(error)))
-        _add_feedback(ledger, done, statements)
+        add_statements(ledger, done, statements)
 
 
 def _statement(remark: Remark, targets: Sequence[tuple[_Kept, int | None]], run_id: str) -> Feedback:
-    """The remark as feedback: about whole episodes, or about a message of one. Its id is given by `_add_feedback`."""
+    """The remark as feedback: about whole episodes, or about a message of one. Its id is given by `add_statements`."""
     value, reason, criterion, source = remark.value, remark.reason, remark.criterion, remark.source
     scrubber = targets[0][0].scrub
     if scrubber is not None:
@@ -382,7 +403,7 @@ def _statement(remark: Remark, targets: Sequence[tuple[_Kept, int | None]], run_
     )
 
 
-def _add_feedback(ledger: Ledger, done: Imported, statements: Sequence[Feedback]) -> None:
+def add_statements(ledger: Ledger, done: Imported, statements: Sequence[Feedback]) -> None:
     """Add what is new. A later word under a key supersedes the one before; an earlier one is known to be outdated."""
     stored = ledger.feedback(run_id=done.run_id, about={e for f in statements for e in f.about}, current=False)
     chains: dict[tuple[str, str], list[Feedback]] = {}  # oldest first

@@ -1,0 +1,1 @@
+"""Layouts in which people keep feedback: TRL's dataset types, Argilla, Label Studio, tables of crowd labels."""

@@ -1,0 +1,177 @@
+"""Items of the layouts into the ledger: tasks, episodes, feedback.
+
+One import is one run of the ledger for each `source`; ids are made of what was said, so that
+importing a file again, or after it was cut short, adds what is missing and changes nothing
+else. What a source says about the same thing later, with another value, supersedes what it
+said. A prompt that is a task of another split of the ledger (held out, say) is kept out.
+
+A time that lies ahead of this machine's clock is kept as evidence and orders nothing. A
+person or source that was forgotten stays forgotten.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
+
+from metier.base.clock import now
+from metier.base.config import did_you_mean
+from metier.base.errors import DataError
+from metier.base.ids import content_hash, derive_id
+from metier.records import schema
+from metier.records.forgetting import forgotten, names_of
+from metier.records.layouts import argilla, crowd, label_studio, trl
+from metier.records.layouts.items import Item, Said
+from metier.records.ledger import Ledger
+from metier.records.traces.calls import Skipped, digests
+from metier.records.traces.files import Row
+from metier.records.traces.importing import Imported, add_run, add_statements, held_out_tasks, known_ids
+from metier.records.types import Abstention, Cost, Episode, Feedback, Span, Task, Weights
+
+__all__ = ["LAYOUTS", "import_layout"]
+
+LAYOUTS: dict[str, ModuleType] = {
+    "trl": trl,
+    "argilla": argilla,
+    "label-studio": label_studio,
+    "crowd": crowd,
+}
+_BATCH = 500  # items of one transaction
+_AHEAD = 300.0  # seconds that a clock may be ahead of ours
+FAMILY = "import"
+
+
+def import_layout(
+    ledger: Ledger,
+    rows: Iterable[Row | Skipped],
+    layout: str,
+    *,
+    source: str,
+    split: str = "train",
+    on_batch: Callable[[Imported], None] = lambda _: None,
+) -> Imported:
+    """Take the items of these rows. What cannot be used is skipped and named in the result.
+
+    Raises `DataError` for a layout that is none of `LAYOUTS`.
+    """
+    if layout not in LAYOUTS:
+        raise DataError(f"unknown layout {layout!r}{did_you_mean(layout, list(LAYOUTS))}")
+    skipped: list[Skipped] = []
+    run_id = derive_id("run", "import", source)
+    done = Imported(layout, run_id, skipped=skipped)
+    add_run(ledger, run_id, source)
+    held_out = held_out_tasks(ledger, split)
+    with ledger.reading() as connection:
+        gone = forgotten(connection)
+
+    def readable() -> Iterable[Row]:
+        for row in rows:
+            if isinstance(row, Skipped):
+                skipped.append(row)
+            else:
+                yield row
+
+    items = LAYOUTS[layout].read(readable())
+    while batch := list(itertools.islice(items, _BATCH)):
+        good = [item for item in batch if isinstance(item, Item)]
+        skipped += [item for item in batch if isinstance(item, Skipped)]
+        skipped += [part for item in good for part in item.skipped]
+        _take(ledger, done, good, source, split, held_out, gone)
+        on_batch(done)
+    return done
+
+
+def _take(
+    ledger: Ledger,
+    done: Imported,
+    items: Sequence[Item],
+    source: str,
+    split: str,
+    held_out: Mapping[bytes, str],
+    gone: set[str],
+) -> None:
+    tasks: dict[str, Task] = {}
+    episodes: dict[str, Episode] = {}
+    statements: list[Feedback] = []
+    for item in items:
+        if (other := held_out.get(digests(item.prompt)[-1])) is not None:
+            done.skipped.append(Skipped(item.place, f"its task is in split {other!r}, which stays apart"))
+            continue
+        task = Task(family=FAMILY, kind=FAMILY, messages=item.prompt, split=split, source=source)
+        tasks.setdefault(task.id, task)
+        own = _episodes(item, task, done.run_id, split)
+        for episode in own:
+            episodes.setdefault(episode.id, episode)
+        for said in item.said:
+            if names := names_of(said.source) & gone:
+                done.skipped.append(Skipped(item.place, f"{min(names)} was forgotten"))
+                continue
+            try:
+                statements.append(_statement(said, own, done.run_id))
+            except DataError as error:
+                done.skipped.append(Skipped(item.place, str(error)))
+    known = known_ids(ledger, schema.tasks, list(tasks))
+    ledger.add_tasks([task for task_id, task in tasks.items() if task_id not in known])
+    known = known_ids(ledger, schema.episodes, list(episodes))
+    ledger.add_episodes([episode for episode_id, episode in episodes.items() if episode_id not in known])
+    done.episodes += len(episodes) - len(known)
+    done.episodes_known += len(known)
+    add_statements(ledger, done, statements)
+
+
+def _episodes(item: Item, task: Task, run_id: str, split: str) -> list[Episode]:
+    """An episode for each answer; where there is none, one that only asks."""
+    made = []
+    for answer in item.answers or (None,):
+        messages = item.prompt if answer is None else (*item.prompt, *answer.messages)
+        identity = content_hash([[m.to_openai() for m in messages], answer.model if answer else ""])
+        # An item of a labelling tool is one thing, though two may read the same.
+        name = str(item.meta.get("item", ""))
+        made.append(
+            Episode(
+                id=derive_id("ep", run_id, identity, name),
+                task_id=task.id,
+                run_id=run_id,
+                stage=FAMILY,
+                weights=Weights(checkpoint=(answer.model if answer else "") or "unknown"),
+                messages=messages,
+                split=split,
+                created_at=now(),
+                meta=item.meta,
+            )
+        )
+    return made
+
+
+def _statement(said: Said, episodes: Sequence[Episode], run_id: str) -> Feedback:
+    about = [episodes[place] for place in said.about] or [episodes[0]]
+    ahead = said.at is not None and said.at > now() + _AHEAD
+    evidence = dict(said.evidence)
+    if ahead:
+        evidence["said_at"] = said.at
+    # Which statement it is: who said what kind of thing about these, in whatever order they were shown.
+    whom = [said.source.kind, said.source.name, said.source.version]
+    key = [sorted(episode.id for episode in about), said.criterion, said.kind, whom, said.key]
+    value = said.value
+    better = about[int(value)].id if said.kind == "preference" and value in (0, 1) else value
+    span = None
+    if said.characters is not None:
+        span = Span(turn=len(about[0].messages) - 1, start=said.characters[0], end=said.characters[1])
+    return Feedback(
+        id="",
+        about=tuple(episode.id for episode in about),
+        criterion=said.criterion or "feedback",
+        kind=said.kind,
+        source=said.source,
+        value=value,
+        abstention=None if said.abstention is None else Abstention(why=said.abstention),
+        span=span,
+        reason=said.reason,
+        evidence={**evidence, "key": content_hash(key), "said": content_hash([better, said.abstention, said.reason])},
+        confidence=said.confidence,
+        cost=Cost(seconds=max(0.0, said.seconds)),
+        created_at=now(),
+        observed_at=None if ahead else said.at,
+        run_id=run_id,
+    )
