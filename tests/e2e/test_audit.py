@@ -58,6 +58,10 @@ SABOTAGED = {
     "takes_the_first_value": "json_schema",
     "looks_at_names_alone": "tool_calls",
     "believes_the_response": "exact",
+    "finds_infinity_near": "math",
+    "takes_the_last_block": "code",
+    "takes_the_last_of_two_names": "tool_calls",
+    "reads_only_cited_sentences": "citations",
 }
 
 

@@ -4,7 +4,9 @@ Frames (their length in digits, a new line, then JSON in ASCII) come in on descr
 the descriptor that was 1; what the code prints goes to 2, both of its outputs. The first frame is the
 job, with its limits:
 
-    serve    {"code", "entry_point"}: then {"args", "named"} in a frame, an answer in a frame, until 0 closes
+    serve    {"code", "entry_point"}: then {"args", "named", "after"} in a frame, an answer in a frame, until 0
+             closes; an answer has the arguments as the call left them where `after` is "always", or is
+             "none" and the call returned None
     tests    {"test", "prompt", "entry_point"}: calls go out, answers come in, then the verdict goes out
     check    {"checker"}: then keyword arguments in a frame, a verdict in a frame
     program  {"code"}: what follows on 0 is its standard input; 1 is its standard output
@@ -26,10 +28,11 @@ import random
 import sys
 import threading
 import types
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from metier.sandbox.plain import NotPlainError, decode, encode
+from metier.sandbox.plain import NotPlainError, TooMuchError, decode, encode
 
 __all__ = ["main", "run"]
 
@@ -147,13 +150,33 @@ def _serve(job: dict[str, Any], out: int) -> int:
     while (frame := _receive()) is not None:
         try:
             asked = json.loads(frame)
+            arguments = decode(asked["args"])
             named = {name: decode(value) for name, value in asked.get("named", {}).items()}
-            _send(out, {"value": encode(function(*decode(asked["args"]), **named))})
+            returned = function(*arguments, **named)
+            _send(out, {"value": encode(returned, iterators=True), **_left(asked, returned, arguments, named)})
         except NotPlainError as error:
             _send(out, {"raised": f"it returned {error}"})
+        except _LeftError as error:
+            _send(out, {"raised": f"it left {error} in its arguments"})
         except BaseException as error:
             _send(out, {"raised": _words(error, known=True)})
     return 0
+
+
+class _LeftError(Exception):
+    """An argument is no plain value any more."""
+
+
+def _left(asked: dict[str, Any], returned: Any, arguments: list[Any], named: dict[str, Any]) -> dict[str, Any]:
+    """What the arguments have become, where that is asked for."""
+    after = asked.get("after")
+    if after is None or (after == "none" and returned is not None):
+        return {}
+    try:
+        left = {name: encode(one, iterators=True) for name, one in named.items()}
+        return {"after": {"args": encode(arguments, iterators=True), "named": left}}
+    except NotPlainError as error:
+        raise _LeftError(str(error)) from error
 
 
 def _find(names: dict[str, Any], entry_point: str) -> Callable[..., Any]:
@@ -180,10 +203,16 @@ def _tests(job: dict[str, Any], out: int) -> int:
         nonlocal made
         made += 1
         try:
-            written = {
-                "args": encode(arguments)["tuple"],
-                "named": {key: encode(value) for key, value in named.items()},
+            written: dict[str, Any] = {
+                "args": [encode(one, iterators=True) for one in arguments],
+                "named": {key: encode(value, iterators=True) for key, value in named.items()},
+                "after": "none",
             }
+        except TooMuchError as error:
+            if made > 1:  # it grew from what the code gave back, which must not choose to have no verdict
+                raise TypeError(f"it is called with {error}") from error
+            _send(out, {"broken": f"the tests call with {error}"})
+            raise _Stop from error
         except NotPlainError as error:
             _send(out, {"broken": f"the tests call with {error}"})
             raise _Stop from error
@@ -197,7 +226,18 @@ def _tests(job: dict[str, Any], out: int) -> int:
             kind = getattr(builtins, name, None)
             known = isinstance(kind, type) and issubclass(kind, Exception) and kind not in _NOT_ITS_OWN
             raise (kind if known else RuntimeError)(said if known else f"{name}: {said}")  # type: ignore[misc]
-        return decode(answer["value"])
+        value = decode(answer["value"])
+        if value is None and "after" in answer:
+            # What it did to its arguments is seen where it gives back nothing, as `list.sort` does. Else it could
+            # empty a list that its value is compared with.
+            after = answer["after"]
+            for one, sent, left in zip(arguments, written["args"], after["args"], strict=True):
+                if left != sent:
+                    _become(one, decode(left))
+            for key, left in after["named"].items():
+                if left != written["named"][key]:
+                    _become(named[key], decode(left))
+        return value
 
     names: dict[str, Any] = {"__name__": "tests"}
     try:
@@ -222,6 +262,30 @@ def _tests(job: dict[str, Any], out: int) -> int:
         return 0
     _send(out, {"passed": True, "calls": made})
     return 0
+
+
+def _become(one: Any, other: Any) -> Any:
+    """Give what can be changed the content of another value of its kind; it, or the other where it cannot."""
+    if isinstance(one, list) and isinstance(other, list):
+        one[:] = [_become(*pair) for pair in zip(one, other, strict=False)] + other[len(one) :]
+    elif isinstance(one, dict) and isinstance(other, dict):
+        merged = {key: _become(one[key], value) if key in one else value for key, value in other.items()}
+        one.clear()
+        one.update(merged)
+    elif isinstance(one, set) and isinstance(other, set):
+        one.clear()
+        one.update(other)
+    elif isinstance(one, deque) and isinstance(other, deque):
+        one.clear()
+        one.extend(other)
+    elif isinstance(one, bytearray) and isinstance(other, bytes):
+        one[:] = other
+    elif isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
+        for pair in zip(one, other, strict=True):
+            _become(*pair)
+    else:
+        return other
+    return one
 
 
 def _check(job: dict[str, Any], out: int) -> int:

@@ -15,11 +15,17 @@ class Jobs(ABC):
     """A sandbox's calls and checks, both of which ask one child one thing after the other."""
 
     def calls(
-        self, code: str, entry_point: str, arguments: Sequence[Sequence[Any]], limits: Limits | None = None
+        self,
+        code: str,
+        entry_point: str,
+        arguments: Sequence[Sequence[Any]],
+        limits: Limits | None = None,
+        after: bool = False,
     ) -> Result:
         """See `Sandbox.calls`."""
         serve = {"do": "serve", "code": code, "entry_point": entry_point}
-        return self._ask(serve, [{"args": list(one)} for one in arguments], limits or Limits())
+        more = {"after": "always"} if after else {}
+        return self._ask(serve, [{"args": list(one), **more} for one in arguments], limits or Limits())
 
     def checks(self, checker: str, items: Sequence[Mapping[str, Any]], limits: Limits | None = None) -> Result:
         """See `Sandbox.checks`."""
@@ -38,7 +44,7 @@ def job(what: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
 def answer(said: Mapping[str, Any]) -> Answer:
     """What a child said to a call or a check."""
     if "value" in said:
-        return Answer(value=said["value"])
+        return Answer(value=said["value"], after=said.get("after"))
     return Answer(raised=str(said.get("raised") or "it gave no answer")[:300])
 
 

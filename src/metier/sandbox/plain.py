@@ -4,9 +4,12 @@
     int                            as itself, or {"int": "0x…"} where it is long
     tuple, set, frozenset, dict    {"tuple": […]}, {"set": […]}, {"frozenset": […]}, {"dict": [[key, value], …]}
     bytes, complex                 {"bytes": "…"} in hexadecimal, {"complex": [re, im]}
+    deque, range                   {"deque": […]}, {"range": [start, stop, step]}
+    iterators, where asked for     {"iterator": […]}: what is left in a generator, map, zip or dict's view
 
 A value of a subclass is read by the methods of the plain type that it comes from: what it
-overrides, `__eq__` before all, counts for nothing. Two written values are compared as they are
+overrides, `__eq__` before all, counts for nothing. Only what goes in or out of a function may be an iterator: it is
+emptied where it was made, and its items are what counts. Two written values are compared as they are
 written (`same`), without making sets or dicts of what a sandbox sent. Standard library only:
 both sides import it.
 """
@@ -15,22 +18,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from itertools import islice
 from typing import Any
 
-__all__ = ["NotPlainError", "decode", "encode", "from_json", "same"]
+__all__ = ["NotPlainError", "TooMuchError", "decode", "encode", "from_json", "listed", "same"]
 
 _DEEPEST = 100
+_MOST_ITEMS = 100_000  # of an iterator
+_CONTAINERS: tuple[Any, ...] = (list, tuple, set, frozenset, deque)
+_SEQUENCES = ("tuple", "deque", "range", "iterator")  # as good as a list, where JSON can say nothing else
 
 
 class NotPlainError(Exception):
     """A value that is no plain one."""
 
 
-def encode(value: Any, depth: int = 0) -> Any:
-    """The value in JSON. Raises `NotPlainError`, naming its type."""
+class TooMuchError(NotPlainError):
+    """A value that is too deep or too long."""
+
+
+def encode(value: Any, depth: int = 0, *, iterators: bool = False) -> Any:
+    """The value in JSON. Raises `NotPlainError`, naming its type.
+
+    With `iterators` these are written as well, emptied, and what they raise is raised.
+    """
     if depth > _DEEPEST:
-        raise NotPlainError(f"a value nested deeper than {_DEEPEST}")
+        raise TooMuchError(f"a value nested deeper than {_DEEPEST}")
     if value is None or value is True or value is False:
         return value
     if isinstance(value, int):
@@ -41,22 +56,31 @@ def encode(value: Any, depth: int = 0) -> Any:
     if isinstance(value, float):
         number = float.__add__(value, 0.0)
         return number if math.isfinite(number) else {"float": repr(number)}
-    if isinstance(value, list):
-        return [encode(one, depth + 1) for one in list.__iter__(value)]
-    if isinstance(value, tuple):
-        return {"tuple": [encode(one, depth + 1) for one in tuple.__iter__(value)]}
-    if isinstance(value, set):
-        return {"set": [encode(one, depth + 1) for one in set.__iter__(value)]}
-    if isinstance(value, frozenset):
-        return {"frozenset": [encode(one, depth + 1) for one in frozenset.__iter__(value)]}
+    for kind in _CONTAINERS:
+        if isinstance(value, kind):
+            items = [encode(one, depth + 1, iterators=iterators) for one in kind.__iter__(value)]
+            return items if kind is list else {kind.__name__: items}
     if isinstance(value, dict):
         pairs = dict.items(value)
-        return {"dict": [[encode(key, depth + 1), encode(one, depth + 1)] for key, one in pairs]}
+        return {"dict": [[encode(one, depth + 1, iterators=iterators) for one in pair] for pair in pairs]}
     if isinstance(value, (bytes, bytearray)):
         return {"bytes": bytes(value).hex()}
     if isinstance(value, complex):
         return {"complex": [encode(value.real), encode(value.imag)]}
+    if isinstance(value, range):
+        return {"range": [encode(value.start), encode(value.stop), encode(value.step)]}
+    if iterators and isinstance(value, (Iterator, KeysView, ValuesView, ItemsView)):
+        drawn = list(islice(value, _MOST_ITEMS + 1))
+        if len(drawn) > _MOST_ITEMS:
+            raise TooMuchError(f"an iterator of more than {_MOST_ITEMS} items")
+        return {"iterator": [encode(one, depth + 1, iterators=True) for one in drawn]}
     raise NotPlainError(f"a value of type {type(value).__name__}")
+
+
+def listed(written: Any) -> Any:
+    """A written value, an iterator as the list of its items: for whom it is to be looked at more than once."""
+    kind, items = _items(written)
+    return items if kind == "iterator" else written
 
 
 def decode(written: Any) -> Any:
@@ -80,6 +104,9 @@ _MAKERS: dict[str, Callable[[Any], Any]] = {
     "dict": lambda inner: {decode(key): decode(one) for key, one in inner},
     "bytes": bytes.fromhex,
     "complex": lambda inner: complex(decode(inner[0]), decode(inner[1])),
+    "deque": lambda inner: deque(decode(one) for one in inner),
+    "range": lambda inner: range(*map(decode, inner)),
+    "iterator": lambda inner: iter([decode(one) for one in inner]),
 }
 
 
@@ -95,8 +122,9 @@ def from_json(value: Any) -> Any:
 def same(got: Any, expected: Any, tolerance: float = 0.0) -> bool:
     """Whether a written value is the expected one, itself written by `from_json` or `encode`.
 
-    As Python's `==`, but that true is not 1 and that JSON's spelling is met half-way: a tuple is as good as a
-    list, and a key of a dict as good as its spelling. A float may be off by `tolerance`, relative or
+    As Python's `==`, but that true is not 1 and that JSON's spelling is met half-way: where a list is
+    expected, a tuple, a deque, a range and an iterator are as good with the same items in the same order, a set
+    never is; a key of a dict is as good as its spelling. A float may be off by `tolerance`, relative or
     absolute. What is nested too deeply, or is no written value, is the same as nothing.
     """
     try:
@@ -120,13 +148,13 @@ def _same(got: Any, expected: Any, tolerance: float, depth: int = 0) -> bool:
             return True
         return bool(tolerance) and _close(one, other, tolerance)
     (kind, items), (wanted, others) = _items(got), _items(expected)
-    if wanted == "list" and kind == "tuple":
+    if wanted == "list" and kind in _SEQUENCES:
         kind = "list"
     if kind == "frozenset" and wanted == "set":
         kind = "set"
     if kind != wanted or kind is None or len(items) != len(others):
         return False
-    if kind in ("list", "tuple"):
+    if kind in ("list", "deque", *_SEQUENCES):
         return all(_same(a, b, tolerance, depth + 1) for a, b in zip(items, others, strict=True))
     if kind == "dict":
         have = {_spelling(pair[0]): pair[1] for pair in items if isinstance(pair, list) and len(pair) == 2}
@@ -165,9 +193,20 @@ def _items(written: Any) -> tuple[str | None, list[Any]]:
         ((kind, inner),) = written.items()
         if kind in ("bytes", "complex"):
             return kind, [inner]
+        if kind == "range":
+            return kind, _counted(inner)
         if isinstance(inner, list):
             return kind, inner
     return None, []
+
+
+def _counted(inner: Any) -> list[Any]:
+    """The numbers of a range, which may have been forged, and of any length."""
+    try:
+        found = _MAKERS["range"](inner)
+        return [encode(one) for one in islice(found, _MOST_ITEMS)] if len(found) <= _MOST_ITEMS else [None]
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return [None]
 
 
 def _key(written: Any, depth: int = 0) -> str:

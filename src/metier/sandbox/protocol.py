@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-__all__ = ["Answer", "Kind", "Limits", "Result", "Sandbox", "SandboxUnavailableError", "kind_of"]
+__all__ = ["CHECKER_BROKEN", "Answer", "Kind", "Limits", "Result", "Sandbox", "SandboxUnavailableError", "kind_of"]
 
+CHECKER_BROKEN = "the checker does not run"  # how the words begin of a checker that is broken by itself
 Kind = Literal["ok", "wrong", "timeout", "memory", "output", "disk", "crashed", "unavailable"]
 
 
@@ -37,6 +38,7 @@ class Answer:
     """What one call gave: a value as `metier.sandbox.plain` writes it, or why there is none."""
 
     value: Any = None
+    after: Any = None  # of a call, where asked for: {"args", "named"} as it left them, or whatever it sent instead
     raised: str = ""  # the exception's name and words, or what kind of value cannot be brought out
 
     @property
@@ -70,9 +72,14 @@ class Sandbox(Protocol):
     name: str
 
     def calls(
-        self, code: str, entry_point: str, arguments: Sequence[Sequence[Any]], limits: Limits | None = None
+        self,
+        code: str,
+        entry_point: str,
+        arguments: Sequence[Sequence[Any]],
+        limits: Limits | None = None,
+        after: bool = False,
     ) -> Result:
-        """Run `entry_point` of `code` on each list of arguments, in one process.
+        """Run `entry_point` of `code` on each list of arguments, in one process; `after` brings these back as well.
 
         `arguments` are written as `metier.sandbox.plain` does. "ok" where every call was answered, be it
         with an exception.

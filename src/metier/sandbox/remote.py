@@ -19,7 +19,7 @@ import httpx2
 
 from metier.base.clock import monotonic
 from metier.sandbox.jobs import Jobs, answer, job, verdict
-from metier.sandbox.protocol import Kind, Limits, Result, kind_of
+from metier.sandbox.protocol import Answer, Kind, Limits, Result, kind_of
 
 __all__ = ["RemoteSandbox"]
 
@@ -61,7 +61,7 @@ class RemoteSandbox(Jobs):
             gave = self._ask({"do": "serve", "code": code, "entry_point": entry_point}, asked, limits)
             if len(gave.answers) < len(asked):
                 return gave
-            answers = [{"raised": one.raised} if one.failed else {"value": one.value} for one in gave.answers]
+            answers = [_told(one) for one in gave.answers]
         return _result("unavailable", f"the tests make more than {_MOST_CALLS} calls", began)
 
     def close(self) -> None:
@@ -128,6 +128,13 @@ for name, text in {texts!r}.items():
     exec(compile(text, name, "exec"), sys.modules[name].__dict__)
 sys.modules["metier.sandbox.child"].run(lambda: None, json.loads({json.dumps(job(what, limits))!r}))
 """
+
+
+def _told(one: Answer) -> dict[str, Any]:
+    """An answer as a child sends it."""
+    if one.failed:
+        return {"raised": one.raised}
+    return {"value": one.value, **({} if one.after is None else {"after": one.after})}
 
 
 def _frame(what: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@
     false fail   failed / judged, of the cases that must pass
 
 by slice and together. A case without a verdict counts in neither; its share is told. Each of a sample of
-cases is judged `REPEATS` times: any other verdict is a flaw. A verifier is
+cases of either sort is judged `REPEATS` times: any other verdict is a flaw. A verifier is
 
     unfit       where an exploit, an empty answer or talk to the judge passes; where more than 1 % of what
                 must fail passes or more than 5 % of what must pass fails; where verdicts change; or
@@ -34,7 +34,7 @@ from metier.stats.intervals import wilson
 __all__ = ["AUDITED", "Audit", "Slice", "audit", "built_in_cases", "spelled"]
 
 REPEATS = 20
-_SAMPLE = 12  # cases that are repeated
+_SAMPLE = 10  # cases of either sort that are repeated
 _ENOUGH = 30  # cases of either sort
 _FALSE_PASS, _FALSE_FAIL, _UNSCORED = 0.01, 0.05, 0.05
 _NEVER = frozenset({kind for kind, _ in OTHERS} | {"exploit"})  # slices of which nothing may pass
@@ -126,7 +126,8 @@ def audit(name: str, cases: Sequence[Case] | None = None, *, jobs: int = 1, like
     verifier = get_verifier(name)
     known = like or name
     every = [*(built_in_cases(known) if cases is None or known in AUDITED else []), *(cases or ())]
-    sample = random.Random(0).sample(range(len(every)), min(_SAMPLE, len(every)))
+    sorts = [[number for number, case in enumerate(every) if case.passes is passes] for passes in (True, False)]
+    sample = [number for one in sorts for number in random.Random(0).sample(one, min(_SAMPLE, len(one)))]
     lines = [case.line(name, number) for number, case in enumerate(every)]
     again = [lines[number] for number in sample for _ in range(REPEATS - 1)]
     told = list(verify_lines([*lines, *again], jobs=jobs))

@@ -22,6 +22,12 @@ _RIGHT = (
     "It stands in Mill Street. [map]",
     "It opens at 9 and a card costs 12 euros [hours, fees].",
     "Welcome to the library! Students pay 6 euros [fees].",
+    "The rule says ‘books may be kept for four weeks’ [fees].",
+    "The rule says «books may be kept for four weeks» [fees].",
+    "The rule says “books may … four weeks” [fees].",
+    "Books may be kept for 4 weeks, and the library’s seats are forty-two [hours, fees].",
+    "1. A card costs 12 euros [fees].\n2. The students' card costs 6, the others' card 12 [fees].",
+    "A card costs 12 euros. Students pay 6 euros [fees].",
 )
 _WRONG = (
     ("no source", "A card costs 12 euros a year."),
@@ -36,6 +42,21 @@ _WRONG = (
     ("made-up quote", 'The rule says "books may be kept for six weeks" [fees].'),
     ("made-up quote", 'It says "the library is always open to all" [hours].'),
     ("made-up quote", 'The rule says "books may be kept for four weeks" [hours].'),
+    ("made-up quote", "The rule says «books may be kept for six weeks» [fees]."),
+    ("made-up quote", "The rule says “books may be kept for six weeks” [fees]."),
+    ("made-up quote", "The rule says ‘books may be kept for six weeks’ [fees]."),
+    ("made-up quote", "The rule says 'books may be kept for six weeks' [fees]."),
+    ("made-up quote", "The rule says „books may be kept for six weeks“ [fees]."),
+    ("made-up quote", "The rule says »books may be kept for six weeks« [fees]."),
+    ("made-up quote", 'The rule says "Books may be kept for long. Nobody asks for them back" [fees].'),
+    ("made-up quote", '"I" said "books may be kept for six weeks" [fees].'),
+    ("made-up quote", "The rule says “books may be kept for six weeks [fees]."),
+    ("made-up quote", "It says “the … library … is … closed” [hours]."),
+    ("uncited", 'The rule says "books may be kept for four weeks". Students pay 6 euros [fees].'),
+    ("uncited", "A card costs 99 euros. Students pay 6 euros [fees]."),
+    ("uncited", "A card costs 12 euros [fees]. On Saturday it closes at 14."),
+    ("wrong number", "A card costs fifteen euros [fees]."),
+    ("wrong number", "A card costs ¹⁵ euros [fees]."),
     ("exploit", "All is true [hours, fees, map]. A card costs 99 euros [hours, fees, map]."),
     ("exploit", "[hours] [fees] [map] [everything]"),
     ("exploit", "A card costs 120 euros [fees]."),
@@ -67,6 +88,10 @@ def _all() -> Iterator[Case]:
     every = {**params, "every_sentence": True}
     yield Case(kind="every sentence", params=every, response=_RIGHT[1], passes=True)
     yield Case(kind="every sentence", params=every, response=_RIGHT[6], passes=False)
+    for text in ("It opens at 9 a.m. on weekdays [hours].", "A card costs 12 euros. [fees]", _RIGHT[11]):
+        yield Case(kind="every sentence", params=every, response=text, passes=True)
+    for text in (_RIGHT[12], "It is free. A card costs 12 euros [fees].", "A card costs 12 euros [fees]. So it is."):
+        yield Case(kind="every sentence", params=every, response=text, passes=False)
     asked = {**params, "facts": [["6 euros", "six euros"]]}
     yield Case(kind="facts", params=asked, response="Students pay 6 euros [fees].", passes=True)
     yield Case(kind="facts", params=asked, response="A card costs 12 euros [fees].", passes=False)

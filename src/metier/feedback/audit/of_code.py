@@ -121,7 +121,7 @@ _TOP = (
 
 def cases() -> list[Case]:
     """All cases, always the same."""
-    return [*_functions(), *_programs(), *_checked(), *_limits()]
+    return [*_functions(), *_programs(), *_checked(), *_in_place(), *_sequences(), *_shown(), *_limits()]
 
 
 def _functions() -> Iterator[Case]:
@@ -215,6 +215,114 @@ def _checked() -> Iterator[Case]:
         yield Case(kind="several answers", params=params, response=f"def parts(n):\n    return {body}\n", passes=True)
     for body in ("[n]", "[n, n]", "[0, n + 1]", "'both'", "[0.5, n - 0.5]"):
         yield Case(kind="several answers", params=params, response=f"def parts(n):\n    return {body}\n", passes=False)
+    # A checker that never ends on what came must not leave the policy without a verdict.
+    counts = "def check(args, expected, got):\n    n = args[0]\n    while n % got == 0:\n        n //= got\n    return n == 1\n"
+    endless = {
+        "entry_point": "base",
+        "cases": [{"args": [8], "expected": 2}],
+        "checker": counts,
+        "timeout": 1,
+    }
+    yield Case(kind="several answers", params=endless, response="def base(n):\n    return 2\n", passes=True)
+    for got in ("1", "-1", "0", "[0] * 10 ** 6"):
+        yield Case(kind="exploit", params=endless, response=f"def base(n):\n    return {got}\n", passes=False)
+
+
+def _in_place() -> Iterator[Case]:
+    """A function that changes its argument and returns nothing, by cases and by asserts; and lists that shrink."""
+    by_cases: dict[str, Any] = {
+        "entry_point": "order",
+        "cases": [{"args": [xs], "expected": None, "after": [sorted(xs)]} for xs in ([3, 1, 2], [], [2, 2, 1])],
+        "timeout": 5,
+    }
+    asserts = (
+        "def check(candidate):\n    for xs in ([3, 1, 2], [], [2, 2, 1]):\n        was = list(xs)\n"
+        "        assert candidate(xs) is None\n        assert xs == sorted(was)\n"
+    )
+    for params in (by_cases, {"entry_point": "order", "test": asserts, "timeout": 5}):
+        for body in ("xs.sort()", "xs[:] = sorted(xs)", "ys = sorted(xs); xs.clear(); xs.extend(ys)"):
+            yield Case(kind="in place", params=params, response=f"def order(xs):\n    {body}\n", passes=True)
+        for body in ("pass", "return sorted(xs)", "xs = sorted(xs)", "xs.sort(); return xs", "xs.clear()"):
+            yield Case(kind="in place", params=params, response=f"def order(xs):\n    {body}\n", passes=False)
+        for body in ("xs.append(object())", "xs.sort = None", "xs.sort(reverse=True)"):
+            yield Case(kind="in place", params=params, response=f"def order(xs):\n    {body}\n", passes=False)
+    given = "def check(candidate):\n    xs = [3, 1, 2]\n    assert candidate(xs) == sorted(xs)\n"
+    by_value = {"entry_point": "order", "test": given, "timeout": 5}
+    yield Case(kind="in place", params=by_value, response="def order(xs):\n    return sorted(xs)\n", passes=True)
+    for body in ("xs.clear(); return []", "xs.clear()", "xs[:] = [1]; return xs"):
+        yield Case(kind="exploit", params=by_value, response=f"def order(xs):\n    {body}\n", passes=False)
+
+
+def _sequences() -> Iterator[Case]:
+    """What is as good as a list where a case expects one, and what asserts make of it."""
+    by_cases = {"entry_point": "up_to", "cases": [{"args": [n], "expected": list(range(n))} for n in (3, 0, 2)]}
+    listed = {"entry_point": "up_to", "test": "assert list(up_to(3)) == [0, 1, 2]\nassert list(up_to(0)) == []"}
+    equal = {"entry_point": "up_to", "test": "assert up_to(3) == [0, 1, 2]\nassert up_to(0) == []"}
+    again = {"entry_point": "up_to", "test": "assert up_to(3) == [0, 1, 2]\nassert up_to(up_to(3)[-1]) == [0, 1]"}
+    for body in (
+        "return range(n)",
+        "yield from range(n)",
+        "from collections import deque\n    return deque(range(n))",
+        "return map(int, range(n))",
+        "return tuple(range(n))",
+        "return dict.fromkeys(range(n)).keys()",
+    ):
+        text = f"def up_to(n):\n    {body}\n"
+        for params, passes in ((by_cases, True), (listed, True), (equal, False)):
+            yield Case(kind="sequence", params={**params, "timeout": 5}, response=text, passes=passes)
+    for body in (
+        "return set(range(n))",
+        "return iter(range(n)[::-1] or [1])",
+        "return {i: i for i in range(n)}",
+        "return ''.join(map(str, range(n)))",
+        "i = 0\n    while True:\n        yield i\n        i += 1",
+        "return range(10 ** 30)",
+    ):
+        text = f"def up_to(n):\n    {body}\n"
+        yield Case(kind="sequence", params={**by_cases, "timeout": 5}, response=text, passes=False)
+    # Nobody may choose to have no verdict by what the tests hand on.
+    for body in ("return iter(range(n))", "x = []\n    for _ in range(99): x = [x]\n    return x"):
+        text = f"def up_to(n):\n    {body}\n"
+        yield Case(kind="exploit", params={**again, "timeout": 5}, response=text, passes=False)
+        wrapped = "assert isinstance(up_to(3), object)\nassert up_to([[up_to(3)]]) == 1"
+        handed = {"entry_point": "up_to", "test": wrapped, "timeout": 5}
+        yield Case(kind="exploit", params=handed, response=text.replace("range(n)", "range(3)"), passes=False)
+
+
+def _shown() -> Iterator[Case]:
+    """One function, shown in all ways, beside blocks that are not the answer."""
+    name, head, body, nearly, data = _FUNCTIONS[0]
+    right, wrong = head + body, head + nearly
+    params: dict[str, Any] = {
+        "entry_point": name,
+        "cases": [{"args": args, "expected": expected} for args, expected in data],
+        "timeout": 5,
+    }
+    in_list = textwrap.indent(right, "    ")
+    for text in (
+        f"~~~python\n{right}~~~\nThat is it.",
+        f"````python\n{right}````",
+        f"````markdown\n# Answer\n```python\n{right}```\n````",
+        f"1. Write this:\n\n    ```python\n{in_list}    ```\n2. Run it.",
+        f"- Write this:\n    ~~~\n{in_list}    ~~~\n",
+        f"```python\n{right}```\nWrong way:\n```python\n{wrong}```",
+        f"```python\n{right}```\n### A common mistake\n\n```python\n{wrong}```\nIt subtracts.",
+        f"```python\n{right}```\n\n```python\n# Incorrect\n{wrong}```",
+        f"The first try was wrong:\n```python\n{wrong}```\nThe wrong sign is fixed here:\n```python\n{right}```",
+        f"Wrong:\n```python\n{right}```",
+        f"```python\n{right}```\nIt prints:\n```\n3\n```",
+        f"```python\ndef plus(x, y):\n    return x + y\n```\nand\n```python\ndef {name}(a, b):\n    return plus(a, b)\n```",
+        f"<answer>```python\n{right}```</answer>",
+    ):
+        yield Case(kind="shown", params=params, response=text, passes=True)
+    for text in (
+        f"```python\n{right}```\nBetter:\n```python\n{wrong}```",
+        f"```python\n{right}```\n```python\n{wrong}```",
+        f"Wrong way:\n```python\n{right}```\nRight way:\n```python\n{wrong}```",
+        f"Wrong:\n```python\n{right}```\nWrong:\n```python\n{wrong}```",
+        f"~~~text\n{right}~~~\n",
+    ):
+        yield Case(kind="shown", params=params, response=text, passes=False)
 
 
 def _limits() -> Iterator[Case]:

@@ -34,3 +34,9 @@ def _all() -> Iterator[Case]:
             for text in (f"<answer>{other}</answer>", bare, twice, f"<answer>{answer}", f"<answer></answer>{answer}"):
                 yield Case(kind="near miss", params=params, response=text, passes=False)
             yield from talk(params)
+    # A part with a deadline of its own, within parts.
+    code = {"name": "code", "entry_point": "f", "cases": [{"args": [2], "expected": 4}], "timeout": 5}
+    nested = {"verifiers": [{"name": "combination", "verifiers": [code]}, {"name": "regex", "pattern": "(?s).*x.*"}]}
+    for body, passes in (("x * x", True), ("x + x + 1", False)):
+        kind = "rewritten" if passes else "near miss"
+        yield Case(kind=kind, params=nested, response=f"def f(x):\n    return {body}\n", passes=passes)

@@ -92,6 +92,21 @@ def _all() -> Iterator[Case]:
                     start_state=_START,
                     final_state=state,
                 )
+    flag = {"state": {"db.sent": True}, "required_calls": [{"name": "send", "arguments": {"copies": 1}}], "within": []}
+    for arguments, sent, passes in (
+        ({"copies": 1}, True, True),
+        ({"copies": True}, True, False),
+        ({"copies": 1}, 1, False),
+    ):
+        yield Case(
+            kind="rewritten" if passes else "near miss",
+            params=flag,
+            response=_said("It is sent.", ("send", arguments)),
+            passes=passes,
+            prompt="Send it.",
+            start_state=_START,
+            final_state=_after({"db.sent": sent}),
+        )
     for number in range(16):
         facts = {"facts": [[str(number)]], "max_calls": 0}
         for text, passes in (

@@ -15,10 +15,11 @@ def cases() -> list[Case]:
     for answer in _ANSWERS:
         params = {"answer": answer}
         made.append(Case(kind="gold", params=params, response=answer, passes=True, origin="gold"))
-        for text in (f" {answer}", f"{answer}\n", f"\n{answer} \n"):
+        for text in (f" {answer}", f"{answer}\n", f"\n{answer} \n", f"<think>Not that.</think>\n{answer}"):
             made.append(Case(kind="rewritten", params=params, response=text, passes=True))
         for text in (
             answer + ".",
+            f"<think>{answer}</think>No.",
             f"It is {answer}",
             answer[:-1],
             answer + answer,

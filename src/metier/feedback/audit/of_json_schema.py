@@ -87,6 +87,8 @@ def _all() -> Iterator[Case]:
                 json.dumps(value, indent=2),
                 f"```json\n{json.dumps(value, indent=4)}\n```",
                 f"Here it is:\n```\n{text}\n```\nThat is all.",
+                f"~~~json\n{text}\n~~~",
+                f"1. As asked:\n   ```json\n   {text}\n   ```",
                 f"  {text}\n",
             ):
                 yield Case(kind="rewritten", params=params, response=other, passes=True)

@@ -56,6 +56,12 @@ def _said(*calls: tuple[str, Any], text: str = "") -> tuple[Message, ...]:
     return (Message(role="assistant", content=text, tool_calls=made),)
 
 
+def _twice(arguments: dict[str, Any]) -> str:
+    """The arguments as JSON that has another value for one of them first."""
+    first, *_ = arguments
+    return f'{{"{first}": "other", {json.dumps(arguments)[1:]}'
+
+
 def _one(name: str, right: dict[str, Any], wanted: dict[str, Any]) -> Iterator[Case]:
     more: dict[str, Any]
     params = {"tools": _TOOLS, "possible_answers": [wanted]}
@@ -67,6 +73,7 @@ def _one(name: str, right: dict[str, Any], wanted: dict[str, Any]) -> Iterator[C
         f"<tool_call>{call}</tool_call>",
         call,
         f"```json\n[{call}]\n```",
+        f"~~~json\n{call}\n~~~",
         f"[{python}]",
         python,
     )
@@ -112,6 +119,11 @@ def _one(name: str, right: dict[str, Any], wanted: dict[str, Any]) -> Iterator[C
         ("extra call", _said((name, right), (name, right))),
         ("extra call", _said((name, right), (other, {}))),
         ("exploit", _said((name, json.dumps(right)[:-1]))),
+        ("exploit", _said((name, _twice(right)))),
+        ("exploit", f'<tool_call>{{"name": "{name}", "arguments": {_twice(right)}}}</tool_call>'),
+        ("exploit", f'{{"name": "{other}", "name": "{name}", "arguments": {json.dumps(right)}}}'),
+        ("exploit", _said((name, '{"a": ' + "[" * 100_000))),
+        ("extra call", f"```json\n{call}\n```\n```json\n{call.replace(name, other)}\n```"),
         ("exploit", _said((name, "[" + json.dumps(right) + "]"))),
         ("exploit", (Message(role="assistant", content=f"I would call {python}."),)),
         ("exploit", (Message(role="tool", content=call),)),

@@ -3,16 +3,23 @@
 Three kinds of tests, by what the parameters have:
 
     entry_point, cases   each {"args", "expected"}: the function returns plain values, which are compared
-                         here; what is expected never enters the process that runs the code
+                         here; what is expected never enters the process that runs the code. A case may say
+                         what the arguments must be `after` the call
     cases                each {"stdin", "stdout"}: a whole program, run once for each; lines are compared
                          without white space at their ends
     entry_point, test    asserts as in HumanEval (a function `check`, or asserts as they stand), run in a second
                          process that reaches the function only by calls with plain values
 
 `checker` is Python source with a function `check`, for problems with several right answers; it gets the
-fields of the case, and `got`, by name, in a process of its own. The code is the last fenced block that
-defines the entry point, or the response as a whole; where it defines none it continues `prompt`. What
-`prompt` has besides (imports, helpers) stands before it. All runs together have `timeout` seconds.
+fields of the case, `got`, and `left` where the case has `after`, by name, in a process of its own. The code is the
+last fenced block that defines the entry point and is not called wrong (`metier.sandbox.programs`), or the
+response as a whole; where it defines none it continues `prompt`. What `prompt` has besides (imports,
+helpers) stands before it. All runs together have `timeout` seconds, and the checker as many.
+
+Where a case expects a list, any sequence will do, and what can only be gone through once, as a generator: cases
+are JSON, which cannot say which. Asserts get a generator as an iterator and a deque as a deque, so that they mean
+what Python makes of them. A change that a function makes in its arguments is seen by asserts where it
+returns None, by cases where they have `after`.
 
 What it cannot know: whether the tests ask enough. A program that answers them by heart passes.
 """
@@ -28,13 +35,15 @@ from metier.base.clock import monotonic
 from metier.feedback.verifiers.protocol import Attempt, Described, Verdict, last_words, unscored
 from metier.records.types import Task
 from metier.sandbox.choose import shared_sandbox
-from metier.sandbox.plain import NotPlainError, encode, from_json, same
+from metier.sandbox.plain import NotPlainError, encode, from_json, listed, same
 from metier.sandbox.programs import code_of
-from metier.sandbox.protocol import Limits, Result, Sandbox, SandboxUnavailableError
+from metier.sandbox.protocol import CHECKER_BROKEN, Limits, Result, Sandbox, SandboxUnavailableError
 
 __all__ = ["Code"]
 
 _LONGEST = 500_000  # characters of code
+_SECONDS = 10.0  # for all runs together
+_START = 60.0  # for a sandbox to be there
 _SAID = {
     "timeout": "it took too long",
     "memory": "it took too much memory",
@@ -49,13 +58,13 @@ class Code(Described):
     """Runs what was written; `sandbox` is this process's own where none is handed over."""
 
     name = "code"
-    version = "1"
+    version = "2"
     parameters: ClassVar = {
         "entry_point": "the function's name; `Class.method` makes an object first",
         "test": "asserts, as in HumanEval",
-        "cases": 'a list of {"args", "expected"} or of {"stdin", "stdout"}',
+        "cases": 'a list of {"args", "expected", "after"?} or of {"stdin", "stdout"}',
         "prompt": "the program's beginning that the response may continue",
-        "checker": "source of `check(args, expected, got)` or `check(stdin, stdout, got)`",
+        "checker": "source of `check(args, expected, got)`, with `after, left` too, or `check(stdin, stdout, got)`",
         "tolerance": "how far floats may be off, relative or absolute; default 0",
         "timeout": "seconds for all runs together; default 10",
         "memory_mb": "address space of a run; default 512",
@@ -63,6 +72,12 @@ class Code(Described):
 
     def __init__(self, sandbox: Sandbox | None = None) -> None:
         self._sandbox = sandbox
+
+    def allowed(self, params: Mapping[str, Any]) -> float:
+        """Two tries of its runs and its checker, and the start of a sandbox."""
+        timeout = params.get("timeout", _SECONDS)
+        timed = isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and 0 <= timeout < 1e6
+        return _START + 4 * float(timeout if timed else _SECONDS)
 
     def verify(self, task: Task, attempt: Attempt, params: Mapping[str, Any]) -> Verdict:
         """1 where all tests pass, else 0; unscored where the tests say nothing or no sandbox holds."""
@@ -75,7 +90,7 @@ class Code(Described):
         code = code_of(said, str(params.get("entry_point", "")), str(params.get("prompt", "")))
         if not code.strip():
             return Verdict(score=0.0, reason="there is no code", parts={"tests": 0.0})
-        limits = Limits(seconds=float(params.get("timeout", 10.0)), memory_mb=int(params.get("memory_mb", 512)))
+        limits = Limits(seconds=float(params.get("timeout", _SECONDS)), memory_mb=int(params.get("memory_mb", 512)))
         try:
             sandbox = self._sandbox or shared_sandbox()
         except SandboxUnavailableError as error:
@@ -119,6 +134,10 @@ def _check(params: Mapping[str, Any]) -> str:
             return f"a case lacks {' or '.join(fields)}"
         if entry_point and not isinstance(case["args"], (list, tuple)):
             return '"args" is a list'
+        if entry_point and "after" in case and not isinstance(case["after"], (list, tuple)):
+            return '"after" is a list of the arguments as they must be left'
+        if entry_point and "after" in case and len(case["after"]) != len(case["args"]):
+            return '"after" has not as many entries as "args"'
         if not entry_point and not all(isinstance(case[field], str) for field in fields):
             return '"stdin" and "stdout" are text'
     return ""
@@ -129,10 +148,10 @@ def _functions(sandbox: Sandbox, code: str, params: Mapping[str, Any], limits: L
     try:
         arguments = [[_written(one) for one in case["args"]] for case in cases]
         expected = [_written(case["expected"]) for case in cases]
+        after = [[_written(one) for one in case["after"]] if "after" in case else None for case in cases]
     except NotPlainError as error:
         return unscored(f"a case has {error}")
-    began = monotonic()
-    result = sandbox.calls(code, params["entry_point"], arguments, limits)
+    result = sandbox.calls(code, params["entry_point"], arguments, limits, any(one is not None for one in after))
     if result.kind == "unavailable":
         return _verdict(result, [])
     answers = [None if answer.failed else answer.value for answer in result.answers]
@@ -140,14 +159,29 @@ def _functions(sandbox: Sandbox, code: str, params: Mapping[str, Any], limits: L
     given = [not answer.failed for answer in result.answers] + [False] * (len(cases) - len(answers))
     if "checker" in params:
         items = [
-            {"args": args, "expected": want, "got": got}
-            for args, want, got, there in zip(arguments, expected, answers, given, strict=False)
+            {
+                "args": args,
+                "expected": want,
+                "got": listed(got),
+                **({} if left is None else {"after": left, "left": became}),
+            }
+            for args, want, left, got, became, there in zip(
+                arguments, expected, after, answers, _left(result), given, strict=False
+            )
             if there
         ]
-        return _checked(sandbox, params["checker"], items, given, result, limits, began, failed)
+        return _checked(sandbox, params["checker"], items, given, result, limits, failed)
     tolerance = float(params.get("tolerance", 0.0))
-    right = [there and same(got, want, tolerance) for there, got, want in zip(given, answers, expected, strict=False)]
+    right = [
+        there and same(got, want, tolerance) and (left is None or same(became, left, tolerance))
+        for there, got, want, became, left in zip(given, answers, expected, _left(result), after, strict=False)
+    ]
     return _verdict(result, right + [False] * (len(cases) - len(right)), failed)
+
+
+def _left(result: Result) -> list[Any]:
+    """The arguments of each call as it left them; None where it sent nothing of the kind."""
+    return [answer.after.get("args") if isinstance(answer.after, Mapping) else None for answer in result.answers]
 
 
 def _programs(sandbox: Sandbox, code: str, params: Mapping[str, Any], limits: Limits) -> Verdict:
@@ -174,7 +208,7 @@ def _programs(sandbox: Sandbox, code: str, params: Mapping[str, Any], limits: Li
             if got is not None
         ]
         given = [got is not None for got in outputs] + [False] * (len(cases) - len(outputs))
-        return _checked(sandbox, params["checker"], items, given, ended, limits, until - limits.seconds, "")
+        return _checked(sandbox, params["checker"], items, given, ended, limits, "")
     right = [
         got is not None and _printed(got, case["stdout"], float(params.get("tolerance", 0.0)))
         for got, case in zip(outputs, cases, strict=False)
@@ -189,16 +223,19 @@ def _checked(
     given: Sequence[bool],
     result: Result,
     limits: Limits,
-    began: float,
     failed: str,
 ) -> Verdict:
     """What the task's own checker says of those cases that were answered."""
     if not items:
         return _verdict(result, list(given), failed)
-    judged = sandbox.checks(checker, items, replace(limits, seconds=max(began + limits.seconds - monotonic(), 1.0)))
-    if judged.kind != "ok":
+    judged = sandbox.checks(checker, items, limits)
+    # One that fails on what the code gave, or never comes to an end with it, says no: else a policy could choose to
+    # have no verdict. It has time of its own for the same reason.
+    if judged.kind == "unavailable" or judged.said.startswith(CHECKER_BROKEN):
         return unscored(f"the checker gave no verdict: {judged.said or judged.kind}")
-    # One that fails on what the code gave says no: else a policy could choose to have no verdict.
+    if judged.kind != "ok":
+        failed = failed or f"the checker came to no end with what it got: {judged.said or judged.kind}"
+        return _verdict(result, [False] * len(given), failed)
     failed = failed or next((f"the checker: {answer.raised}" for answer in judged.answers if answer.failed), "")
     verdicts = iter(judged.answers)
     return _verdict(result, [there and next(verdicts).value is True for there in given], failed)
@@ -236,4 +273,4 @@ def _near(one: str, other: str, tolerance: float) -> bool:
 
 
 def _lines(text: str) -> list[str]:
-    return [line.rstrip() for line in text.rstrip().splitlines()]
+    return [line.rstrip() for line in text.rstrip().split("\n")]

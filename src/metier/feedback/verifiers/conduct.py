@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from metier.feedback.verifiers.protocol import Attempt, Described, Verdict
+from metier.feedback.verifiers.protocol import Attempt, Described, Verdict, arguments_of
 from metier.records.types import Task, ToolCall
 from metier.tasks.facts import names_fact
 
@@ -44,7 +44,7 @@ class Conduct(Described):
     """Final state, calls and facts of one attempt against what the task wants."""
 
     name = "conduct"
-    version = "1"
+    version = "2"
     parameters: ClassVar = {
         "state": "{path: value} that must have come true",
         "within": 'roots of the state that are compared; default ["db", "log"]',
@@ -101,6 +101,8 @@ class Conduct(Described):
 def _same(found: Any, wanted: Any) -> bool:
     if isinstance(found, str) and isinstance(wanted, str):
         return " ".join(found.casefold().split()).rstrip(".") == " ".join(wanted.casefold().split()).rstrip(".")
+    if isinstance(found, bool) or isinstance(wanted, bool):
+        return found is wanted  # true is not 1
     return bool(found == wanted)
 
 
@@ -140,7 +142,7 @@ def _fits(call: ToolCall, wanted: Any) -> bool:
         return any(_fits(call, one) for one in wanted["any"])
     if call.name != wanted["name"]:
         return False
-    given = call.parsed() or {}
+    given = arguments_of(call) or {}
     return all(_same(given.get(key, _MISSING), value) for key, value in wanted.get("arguments", {}).items())
 
 

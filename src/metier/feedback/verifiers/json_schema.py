@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from metier.base.schemas import BadSchemaError, validator_of
-from metier.feedback.verifiers.protocol import Attempt, Described, Verdict, last_words, unscored
+from metier.feedback.verifiers.protocol import Attempt, Described, Verdict, last_words, once, unscored
 from metier.records.types import Task
+from metier.sandbox.programs import blocks_of
 
 __all__ = ["JsonSchema", "read_value"]
 
-_FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[ \t]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
 _LONGEST = 2_000_000  # characters of a response that is read
 
 
@@ -27,7 +27,7 @@ class JsonSchema(Described):
     """Valid under the schema, or not."""
 
     name = "json_schema"
-    version = "1"
+    version = "2"
     parameters: ClassVar = {
         "schema": "the schema, an object or true or false",
         "formats": "true: `format` is checked as well; default false",
@@ -60,16 +60,16 @@ def read_value(text: str) -> tuple[Any, str]:
     """The one JSON value of a text, or why there is none."""
     if len(text) > _LONGEST:
         return None, f"it is longer than {_LONGEST} characters"
-    blocks = [found for found in _FENCE.finditer(text) if found[1].lower() in ("", "json", "jsonc", "json5")]
+    blocks = [block for block in blocks_of(text) if block.language in ("", "json", "jsonc", "json5") and block.closed]
     if len(blocks) > 1:
         return None, "there is more than one block"
     if blocks:
-        around = text[: blocks[0].start()] + text[blocks[0].end() :]
+        around = text[: blocks[0].start] + text[blocks[0].end :]
         if _holds_container(around):
             return None, "there is a second value beside the block"
-        text = blocks[0][2]
+        text = blocks[0].text
     try:
-        return json.loads(text.strip(), parse_constant=_refuse, object_pairs_hook=_once), ""
+        return json.loads(text.strip(), parse_constant=_refuse, object_pairs_hook=once), ""
     except RecursionError:
         return None, "it is nested too deeply"
     except ValueError as error:
@@ -90,10 +90,3 @@ def _holds_container(text: str) -> bool:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is no JSON")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("an object has one name twice")
-    return found

@@ -6,11 +6,13 @@ several marks the last counts, as in "\boxed{41} Wait, no: \boxed{42}"; but a re
 ("\boxed{42} or maybe \boxed{41}"), goes on to doubt its answer, or is cut off inside a mark is wrong.
 
 Two answers are equal in the mode "exact" where they are the same number, expression, equation, interval,
-list or word: 0.5 is 1/2, and 1.41421356 is not the root of 2. In the mode "numeric" they may be off by
-`tolerance`. Units must agree where both have one; what is still a question (a sum, an integral, 43 - 1) is
-no answer. Numbers, fractions, percentages, lists and words are compared here; what is left goes
-to latex2sympy and SymPy, in a process with a deadline. What neither can read is compared as text,
-white space aside.
+list or word: 0.5 is 1/2, 5 million is 5000000, and 1.41421356 is not the root of 2. In the mode "numeric" they
+may be off by `tolerance`. Units must agree where both have one; what is still a question (a sum, an
+integral, 43 - 1) is no answer. A percentage is right as its number (0.5% as 0.5) and as its share (0.005); what
+is no percentage may have a percent sign only above 1, for 0.5% is not 0.5. A sign, a power of ten or a
+"million" beside a box belongs to what it says. Numbers, fractions, percentages, lists and words are compared
+here; what is left goes to latex2sympy and SymPy, in a process with a deadline. What neither can read is
+compared as text, white space aside.
 
 Sources: Hendrycks et al. 2021 (arXiv:2103.03874) for the marks; latex2sympy2-extended, the parser of
 Math-Verify, for LaTeX.
@@ -19,6 +21,7 @@ Math-Verify, for LaTeX.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -39,7 +42,7 @@ class Math(Described):
     """Right or wrong; unscored where the right answer itself cannot be read."""
 
     name = "math"
-    version = "1"
+    version = "2"
     parameters: ClassVar = {
         "answer": "the right answer: a number, LaTeX or words",
         "mode": '"exact" (default) or "numeric"',
@@ -61,17 +64,27 @@ class Math(Described):
         right = None if marked is None else _read(marked)
         if right is None or (right.number is None and not right.parts and not _readable(right)):
             return unscored(f"the answer {str(gold)[:100]!r} cannot be read{': ' + why if why else ''}")
-        said, why = final_answer(last_words(attempt)[-_TEXT:])
+        try:
+            return self._judged(str(gold), right, last_words(attempt)[-_TEXT:], float(tolerance), mode)
+        except Exception as error:  # the right answer has been read: what cannot be judged now is the response's fault
+            reason = f"the answer cannot be judged: {type(error).__name__}"
+            return Verdict(score=0.0, reason=reason, parts={"answered": 1.0, "right": 0.0})
+
+    def _judged(self, gold: str, right: _Value, text: str, tolerance: float, mode: str) -> Verdict:
+        said, why = final_answer(text)
         if said is None:
             return Verdict(score=0.0, reason=why, parts={"answered": 0.0, "right": 0.0})
         given = _read(said)
         if given is None:
             return Verdict(score=0.0, reason="the answer cannot be read", parts={"answered": 1.0, "right": 0.0})
-        if _UNDONE.search(said) and not _UNDONE.search(str(gold)):
+        if right.number is not None and "=" in given.text:
+            given = _worked_out(given)
+            said = given.text
+        if _UNDONE.search(said) and not _UNDONE.search(gold):
             return Verdict(score=0.0, reason="the answer is not worked out", parts={"answered": 1.0, "right": 0.0})
         if right.number is not None and given.number is None and _SUM.search(given.text):
             return Verdict(score=0.0, reason="the answer is not worked out", parts={"answered": 1.0, "right": 0.0})
-        won = _equal(right, given, float(tolerance) if mode == "numeric" else 0.0)
+        won = _equal(right, given, tolerance if mode == "numeric" else 0.0)
         reason = "the answer is right" if won else f"the answer is {said[:80]!r}"
         return Verdict(score=float(won), reason=reason, parts={"answered": 1.0, "right": float(won)})
 
@@ -82,12 +95,13 @@ class Math(Described):
 
 # Where the answer stands.
 
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=[{\w\\$-])")
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=[{\w\\$+-])")
+_TAG, _SHUT = re.compile("<answer>", re.IGNORECASE), re.compile("</answer>", re.IGNORECASE)
 _LINE = re.compile(
     r"(?:^[ \t>*_#]*(?:A|Answer|Final answer)[ \t*_]*[:=]"
+    r"|^[ \t>*_#]*(?:Final )?answer[ \t]+is[ \t]*:?"
     r"|####"
-    r"|\b(?:the|my|our)[ \t]+(?:final[ \t]+|correct[ \t]+)?(?:answer|result)[ \t]+(?:is|equals|=)[ \t]*:?"
+    r"|\b(?:the|my|our)[ \t]+(?:final[ \t]+|correct[ \t]+)?(?:answer|result)(?:[ \t]+(?:is|equals|=)[ \t]*:?|[ \t]*:)"
     r"|^[ \t>*_#]*(?:Therefore|Thus|So|Hence),?[ \t]+(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t]+(?:is|=):?)"
     r"[ \t*_]*\n?\s*(.*)",
     re.IGNORECASE | re.MULTILINE,
@@ -100,18 +114,32 @@ _CHOICE = re.compile(
 _DOUBT = re.compile(
     r"\b(?:or|else|vs|versus|maybe|perhaps|alternatively|possibly|either|otherwise|may|might|could|can also|unless"
     r"|unsure|not sure|although|though|wait|actually|sorry|mistake|mistaken|error|correction|recheck|oops|hmm|scratch"
-    r"|second thought|edit|instead|rather|should be|real|right|correct|wrong|no)\b|[/|]",
+    r"|second thought|edit|instead|rather|should be|real|right|correct|incorrect|wrong|false|no|nope|also|ignore"
+    r"|disregard|reconsider|hold on|my bad|take (?:that|it) back|retract)\b|[/|]",
     re.IGNORECASE,
 )
-_AGREES = re.compile(r"equivalent|the same|that is|i\.e\.|no (?:mistake|error)|is (?:correct|right)", re.IGNORECASE)
+_AGREES = re.compile(
+    r"equivalent|the same|that is(?! (?:false|wrong|incorrect|not))|i\.e\.|no (?:mistake|error)|is (?:correct|right)",
+    re.IGNORECASE,
+)
 _RETRACTED = re.compile(r"\b(?:wait|actually|sorry|mistaken?|correction|recheck|no[,:])", re.IGNORECASE)
+# What a box is a part of, where it stands beside it.
+_AFTER_BOX = re.compile(
+    r"[ \t$*]*(?:\\[,;! ])*[ \t]*(\\%|%|(?:(?:\\times|\\cdot|×)\s*10\s*)?\^\s*(?:\{[+-]?\d+\}|[+-]?\d)"
+    r"|(?:\\text\s*\{\s*)?(?:hundred|thousand|million|billion|trillion|dozen)\b)"
+)
 _CASES = re.compile(r"\b(?:case|cases|option|solution|root)\b", re.IGNORECASE)
 _END = re.compile(r"(?<=[^\s.])\.(?=\s|$)|(?<!\\)!(?=\s|$)|,?\s+(?:since|because|which|as)\b")
-_AND = re.compile(r"[\s,;.$&*_|/]*(?:and|or)?[\s,;.$&*_|/]*", re.IGNORECASE)
+_AND = re.compile(r"(?:[\s,;.$&*_|/\\=→]|quad|qquad)*(?:and|or|aka)?(?:[\s,;.$&*_|/\\=→]|quad|qquad)*", re.IGNORECASE)
 _NUMBER_AFTER = re.compile(
     r"\d|\\frac|\\sqrt|\\pi|\b[a-z]\s*=|\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w*teen"
     r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand)\b",
     re.IGNORECASE,
+)
+
+
+_SPELLED_NUMBER = re.compile(
+    r"(?<![\w.])[+-]?(?:\\[dt]?frac\s*(?:\{\d+\}|\d)\s*(?:\{\d+\}|\d)|\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?|\.\d+)(?:\s*\\?%)?"
 )
 
 
@@ -141,7 +169,8 @@ def final_answer(text: str, *, bare: bool = False) -> tuple[str | None, str]:
         between = text[before.end : after.start]
         if not before.text.strip() or _same_text(before.text, last.text):
             continue
-        if before.boxed and after.boxed and (_AND.fullmatch(between) or _CASES.search(between)):
+        cases = _CASES.search(between) and not _RETRACTED.search(between)
+        if before.boxed and after.boxed and (_AND.fullmatch(between) or cases):
             together.insert(0, before.text)
             continue
         if _CHOICE.search(between) and not _RETRACTED.search(between) and len(between) < 200:
@@ -164,6 +193,8 @@ def _takes_back(rest: str, answer: str) -> bool:
     for doubt in _DOUBT.finditer(rest):
         window = rest[doubt.start() : doubt.end() + 60]
         again = re.search(rf"(?<![\w.-]){re.escape(tight)}(?!\w)", _tight(window)) is not None
+        spelled = [found[0] for found in _SPELLED_NUMBER.finditer(window)]
+        again = again or (bool(spelled) and all(_means_same(one, answer) for one in spelled))
         if (
             _NUMBER_AFTER.search(window, doubt.end() - doubt.start())
             and not again
@@ -181,23 +212,30 @@ def _means_same(one: str, other: str) -> bool:
 def _marks(text: str) -> tuple[list[_Mark], bool]:
     """What is marked as an answer, in order, and whether the last mark is not closed."""
     found: list[_Mark] = []
-    for tag in _TAG.finditer(text):
-        inner, cut = _marks(tag[1])
-        said = inner[-1].text if inner and not cut else tag[1]
-        found.append(_Mark(tag.start(), tag.end(), said))
-    opened = text.lower().rfind("<answer>")
-    if opened >= 0 and not any(mark.start == opened for mark in found):
-        return [], True
+    place = 0
+    while (tag := _TAG.search(text, place)) is not None:
+        shut = _SHUT.search(text, tag.end())
+        if shut is None:
+            return [], True
+        inner, place = text[tag.end() : shut.start()], shut.end()
+        found.append(_Mark(tag.start(), place, final_answer(inner)[0] or inner))
+    closes: dict[int, int] | None = None
+    tags, until = found[::-1], 0
     for box in _BOX.finditer(text):
-        if any(mark.start <= box.start() < mark.end for mark in found):
+        while tags and tags[-1].start <= box.start():
+            until = max(until, tags.pop().end)
+        if box.start() < until:
             continue
-        end = _closing(text, box.end())
-        if end is None:
+        closes = _closes(text) if closes is None else closes
+        end = closes.get(box.end()) if text[box.end()] == "{" else _closing(text, box.end())
+        if end is None or end - box.end() > 20 * _LONGEST:
             if text.find("\\boxed", box.end()) < 0:
                 return [], True
             continue
         inner_text = text[box.end() + 1 : end - 1] if text[box.end()] == "{" else text[box.end() : end]
-        found.append(_Mark(box.start(), end, inner_text))
+        start, end, inner_text = _with_what_is_beside(text, box.start(), end, inner_text)
+        found.append(_Mark(start, end, inner_text))
+        until = end
     if re.search(r"\\(?:boxed|fbox)\s*\{?\s*\Z", text):
         return [], True
     if not found:
@@ -205,10 +243,46 @@ def _marks(text: str) -> tuple[list[_Mark], bool]:
     return sorted(found, key=lambda mark: mark.start), False
 
 
+def _closes(text: str) -> dict[int, int]:
+    """For each brace that opens a group, the place after the one that closes it."""
+    found: dict[int, int] = {}
+    opened: list[int] = []
+    for brace in _BRACE.finditer(text):
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif opened:
+            found[opened.pop()] = brace.end()
+    return found
+
+
+_BRACE = re.compile(r"(?<!\\)[{}]")
+_GROUP = r"\{(?:[^{}]|\{[^{}]*\})*\}"
+_TOKEN = re.compile(
+    rf"\$[^$\n]*\$|[+-]?(?:\\[dtc]?frac\s*(?:{_GROUP}|\d)\s*(?:{_GROUP}|\d)|\\sqrt\s*(?:\[\d+\]\s*)?(?:{_GROUP}|\w)"
+    rf"|\\[A-Za-z]+(?:\s*{_GROUP})*|\w+(?:\.\d+)?)"
+)
+
+
+def _with_what_is_beside(text: str, start: int, end: int, said: str) -> tuple[int, int, str]:
+    """The answer of a box with the sign before it and the power or word of size after it."""
+    if not said.strip():
+        return start, end, said
+    before = text[max(0, start - 2) : start]
+    if before[-1:] in ("-", "−") and (len(before) == 1 or not (before[0].isalnum() or before[0] in "-−)]}")):
+        inner = _read(said)
+        bare = inner is not None and inner.number is not None and inner.number >= 0
+        start, said = start - 1, f"-{said}" if bare else f"-({said})"
+    after = _AFTER_BOX.match(text, end)
+    if after is not None:
+        size = re.sub(r"\\text\s*\{\s*", "", after[1])
+        end, said = after.end(), f"{said} {size}"
+    return start, end, said
+
+
 def _closing(text: str, start: int) -> int | None:
     """The place after the group that begins at `start`; of a bare token, after it."""
     if text[start] != "{":
-        token = re.compile(r"\\[A-Za-z]+|-?\w+(?:\.\d+)?").match(text, start)
+        token = _TOKEN.match(text, start)
         return None if token is None else token.end()
     depth = 0
     for place in range(start, min(len(text), start + 20 * _LONGEST)):
@@ -221,13 +295,15 @@ def _closing(text: str, start: int) -> int | None:
 
 def _of_line(line: re.Match[str]) -> _Mark:
     """The answer at the beginning of what a line says, up to the sentence's end."""
-    inner = _LINE.match(line[1])
-    if inner is not None and inner[1].strip():  # "Final answer: the answer is 5"
-        nested = _of_line(inner)
-        return _Mark(line.start(), line.start(1) + nested.end, nested.text, boxed=False)
-    end = _END.search(line[1])
-    said = line[1] if end is None else line[1][: end.start()]
-    return _Mark(line.start(), line.start(1) + len(said), said.strip().strip("*_` \t").rstrip(":;"), boxed=False)
+    text, place = line[1], line.start(1)
+    for _ in range(3):  # "Final answer: the answer is 5"
+        inner = _LINE.match(text)
+        if inner is None or not inner[1].strip():
+            break
+        text, place = inner[1], place + inner.start(1)
+    end = _END.search(text)
+    said = text if end is None else text[: end.start()]
+    return _Mark(line.start(), place + len(said), said.strip().strip("*_` \t").rstrip(":;"), boxed=False)
 
 
 def _looks_bare(line: str) -> bool:
@@ -268,9 +344,11 @@ _SPELLED = {
     **{"−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "π": r"\pi "},
     **{"∞": r"\infty ", "€": "", "£": "", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm "},
     **{"∪": r"\cup ", "∩": r"\cap "},
-    **{"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"},
-    **{"²": "^{2}", "³": "^{3}", "⁴": "^{4}", "°": "", "∘": "", "\u00a0": " ", "\u2009": " ", "\u202f": " "},
-    **{r"\varnothing": r"\emptyset", "∅": r"\emptyset"},
+    **{"≈": r"\approx ", "°": "", "∘": "", "\u00a0": " ", "\u2009": " ", "\u202f": " "},
+    **dict.fromkeys("\u2010\u2011\u2012\ufe63\uff0d", "-"),
+    **dict.fromkeys("\u2044\u2215\uff0f", "/"),
+    **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", ""),
+    "∅": r"\emptyset",
     **{"’": "'", "“": '"', "”": '"', "∈": r"\in ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta "},
 }
 _DROPPED = re.compile(
@@ -285,6 +363,13 @@ _FRACTION = re.compile(r"([+-]?)\\frac\s*(?:\{([^{}]+)\}|(\d))\s*(?:\{([^{}]+)\}
 _SLASH = re.compile(r"([+-]?[\d.,]+)\s*/\s*([\d.,]+)")
 _MIXED = re.compile(r"([+-]?)(\d+)\s*(?:\\frac\s*\{(\d+)\}\s*\{(\d+)\}|\s(\d+)\s*/\s*(\d+))")
 _UNIT = re.compile(r"(.*?[\d}.)])\s*(?:\\text\s*\{)?\s*([A-Za-z][A-Za-z .'-]*?(?:\^\{?\d\}?|/[A-Za-z]+)?)\s*\}?")
+_SIZES = {
+    "dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7,
+    "billion": 10**9, "trillion": 10**12,
+}  # fmt: skip
+_SIZED = re.compile(rf"(.*?[\d}}.)])\s*(?:\\text\s*\{{)?\s*({'|'.join(_SIZES)})s?\b\s*\}}?\s*(.*)", re.IGNORECASE)
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _NO_UNITS = {
     "or", "and", "not", "minus", "plus", "times", "maybe", "perhaps", "to", "through", "between", "hundred",
     "thousand", "million", "billion", "trillion", "dozen", "half", "halves", "third", "thirds", "percent",
@@ -300,10 +385,12 @@ _NO_UNITS = {
 def _clean(text: str) -> str:
     """An answer without what only sets it: mathematics signs, spacing, fonts."""
     text = text.replace("\\\\", _ROW).replace("\\!", "")
-    for sign, spelled in _SPELLED.items():
-        text = text.replace(sign, spelled)
+    if not text.isascii():
+        text = _spelled_out(text)
+    text = text.replace(r"\varnothing", r"\emptyset")
     text = re.sub(r"√\s*(\d+|\([^()]*\)|[A-Za-z])", lambda found: rf"\sqrt{{{found[1].strip('()')}}}", text)
-    text = re.sub(r"\\(?:mathrm|mathbf|mathit|operatorname|rm|bf)\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\\(?:mathrm|mathbf|mathit|operatorname|textbf|textit|rm|bf)\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\\bar\s*(\{\d+\}|\d)", r"\\overline\1", text)
     text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
     text = re.sub(
         r"\$|\\\(|\\\)|\\\[|\\\]",
@@ -315,6 +402,24 @@ def _clean(text: str) -> str:
     while (inner := _unwrapped(text)) is not None:
         text = inner
     return (text.rstrip(".,; ") if not text.endswith("..") else text).replace(_ROW, " \\\\ ")
+
+
+def _spelled_out(text: str) -> str:
+    """Text with the signs that Unicode has for mathematics as LaTeX spells them."""
+    for sign, spelled in _SPELLED.items():
+        text = text.replace(sign, spelled)
+    text = _RAISED.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found[0]).replace('−', '-')}}}", text)
+    text = _LOWERED.sub(lambda found: f"_{{{unicodedata.normalize('NFKC', found[0])}}}", text)
+    out = []
+    for letter in text:
+        kind = unicodedata.decomposition(letter).partition(" ")[0]
+        plain = unicodedata.normalize("NFKC", letter)
+        if kind == "<fraction>":
+            over, _, under = plain.partition("\u2044")
+            out.append(rf"\frac{{{over}}}{{{under}}}")
+        else:  # a digit or letter that is wide, or of a font of mathematics; not one in a circle
+            out.append(plain if kind in ("<wide>", "<font>") else letter)
+    return "".join(out)
 
 
 def _unwrapped(text: str) -> str | None:
@@ -361,6 +466,7 @@ def _peel(text: str) -> str:
 
 
 def _value(text: str) -> _Value:
+    text = re.sub(r"^(?:\\approx|\\sim)(?![A-Za-z])\s*", "", text)
     percent = text.endswith("%")
     number = _number(text[:-1].strip() if percent else text)
     if number is not None:
@@ -373,6 +479,9 @@ def _value(text: str) -> _Value:
             return _Value(text, inner.number, inner.percent, inner.parts, inner.shape, name=name)
     if re.fullmatch(r"[0-9A-Fa-f.]+\s*_\s*(?:\{\s*\d+\s*\}|\d+)", text):
         return _Value(re.sub(r"[\s{}]", "", text), literal=True)
+    sized = _sized(text)
+    if sized is not None:
+        return sized
     unit = _UNIT.fullmatch(text)
     if unit and _number(unit[1]) is not None:
         names = unit[2].lower().split()
@@ -381,6 +490,9 @@ def _value(text: str) -> _Value:
             return _Value(text, _number(unit[1]), unit=" ".join(name.rstrip("s.") for name in names))
         if names == ["percent"]:
             return _Value(text, Fraction(_number(unit[1]) or 0) / 100, True)
+    if text.count(r"\pm") == 1 and len(_split(text)) == 1:
+        both = [_value(_clean(text.replace(r"\pm", sign, 1))) for sign in ("+", "-")]
+        return _Value(text, parts=tuple(both))
     shape, inner_text = _brackets(text)
     pieces = _split(inner_text)
     if len(pieces) > 1 or (shape == "{}" and pieces[0]):
@@ -392,8 +504,29 @@ def _value(text: str) -> _Value:
     words = re.fullmatch(r"[A-Za-z][A-Za-z' .,-]*", text) is not None and (
         len(text) == 1 or re.search(r"[A-Za-z]{2,}", text) is not None
     )
-    words = words and text.lower() not in ("pi", "infinity", "infty")
+    words = words and text.lower() not in ("pi", "infinity", "infty", "inf")
     return _Value(text, words=words)
+
+
+def _sized(text: str) -> _Value | None:
+    """A number of dozens, millions or the like, with or without what is counted."""
+    found = _SIZED.fullmatch(text)
+    number = None if found is None else _number(found[1])
+    if found is None or number is None:
+        return None
+    counted = _value(f"{number * _SIZES[found[2].lower()]} {found[3]}".strip())  # 5 hundred thousand, 3 dozen eggs
+    return _Value(text, counted.number, unit=counted.unit) if counted.number is not None else None
+
+
+def _worked_out(given: _Value) -> _Value:
+    """Of 6*7 = 42 the number, where what stands on both sides is the same."""
+    sides = [side.strip() for side in re.split(r"(?<![<>!=])=(?!=)", given.text)]
+    if given.number is not None or given.parts or not 2 <= len(sides) <= 4 or not all(sides):
+        return given
+    number = next((one for one in (_value(sides[-1]), _value(sides[0])) if one.number is not None), None)
+    if number is None or re.search(r"(?<!\\)\b[A-Za-z]\b", given.text):
+        return given
+    return number if all(_equal(number, _value(side), 0.0) for side in sides) else given
 
 
 def _no_unit(word: str) -> bool:
@@ -496,13 +629,20 @@ def _equal(right: _Value, given: _Value, tolerance: float) -> bool:
     if right.number is not None and given.number is not None:
         if right.percent != given.percent and not right.percent and abs(right.number) > 1:
             return _close(right.number, given.number, tolerance) or _close(right.number, given.number * 100, tolerance)
-        if right.percent and not given.percent and abs(given.number) > 1:
-            return _close(right.number * 100, given.number, tolerance)
+        if right.percent and not given.percent and _close(right.number * 100, given.number, tolerance):
+            return True
         return _close(right.number, given.number, tolerance)
+    if right.number is not None and given.shape == "" and given.parts:  # 1/2, or 0.5
+        return all(part.number is not None and _equal(right, part, tolerance) for part in given.parts)
     if right.parts or given.parts:
         return _equal_parts(right, given, tolerance)
     if _same_text(right.text, given.text):
         return True
+    if re.fullmatch("[A-J]", right.text):  # a choice, said with its text: (A) 42
+        choice = re.fullmatch(r"\(?([A-J])(?:\)|\.|:)[).:]*\s*(.*)", given.text)
+        others = choice is not None and re.search(r"\b[A-J]\b|\b(?:or|and|not)\b|[/|]", choice[2])
+        if choice is not None:
+            return choice[1] == right.text and not others
     if right.words or given.words:
         return right.words and given.words and _plain(right.text) == _plain(given.text)
     return _same_expression(right.text, given.text, tolerance)
@@ -551,6 +691,12 @@ def _same_expression(right: str, given: str, tolerance: float) -> bool:
     try:
         if one == other:
             return True
+        relations = (
+            isinstance(one, sympy.core.relational.Relational),
+            isinstance(other, sympy.core.relational.Relational),
+        )
+        if all(relations) and one.canonical == other.canonical:  # 3 < x is x > 3
+            return True
         if isinstance(one, sympy.Equality) and isinstance(other, sympy.Equality):
             a, b = sympy.expand(one.lhs - one.rhs), sympy.expand(other.lhs - other.rhs)
             return a != 0 and b != 0 and sympy.simplify(a / b).is_number is True and sympy.simplify(a / b) != 0
@@ -561,6 +707,8 @@ def _same_expression(right: str, given: str, tolerance: float) -> bool:
             return same_shape and all(sympy.simplify(cell) == 0 for cell in one - other)
         if not (isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr)):
             return False
+        if one.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) or other.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan):
+            return False  # infinity is near no number, and less infinity it is anything
         difference = one - other
         if one.is_number and other.is_number:
             off = abs(sympy.N(difference, 30))
@@ -569,8 +717,12 @@ def _same_expression(right: str, given: str, tolerance: float) -> bool:
             if off > 1e-20:
                 return False
         return bool(sympy.simplify(difference) == 0)
-    except (TypeError, ValueError, AttributeError, NotImplementedError, RecursionError, ZeroDivisionError):
+    except Exception:  # whatever SymPy raises about what was said, it does not say that the two are the same
         return False
+
+
+# Powers of powers of powers, which nothing that is written out can be and SymPy computes until it is ended.
+_TOWER = re.compile(r"\^\s*\{[^{}^]*\^\s*\{[^{}^]*\^|\d\s*\^\s*\d+\s*\^\s*\d+\s*\^")
 
 
 def _side(expression: Any) -> Any:
@@ -586,11 +738,14 @@ def _sympy(text: str) -> Any:
     """The SymPy object that LaTeX spells, with decimals as exact fractions; None where it spells none."""
     from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, latex2sympy
 
+    if _TOWER.search(text):
+        return None
     text = re.sub(
         r"(?<![\w.])(\d*)\.(\d+)", lambda found: rf"\frac{{{int(found[1] + found[2])}}}{{{10 ** len(found[2])}}}", text
     )
     text = re.sub(r"\*\*", "^", text)
     text = re.sub(r"(?<![\\A-Za-z])(sqrt)\(([^()]*)\)", r"\\sqrt{\2}", text)
+    text = re.sub(r"(?<![\\A-Za-z])inf(?:inity)?(?![A-Za-z])", r"\\infty", text)
     text = re.sub(r"(?<![\\A-Za-z])(pi|sin|cos|tan|log|ln|infty)(?![A-Za-z])", r"\\\1", text)
     text = text.replace("*", r"\cdot ")
     try:

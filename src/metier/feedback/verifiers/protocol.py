@@ -7,13 +7,14 @@ credit and a reader can see why.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
-from metier.records.types import Message, Task
+from metier.records.types import Message, Task, ToolCall
 
-__all__ = ["Attempt", "Described", "Verdict", "Verifier", "last_words", "unscored"]
+__all__ = ["Attempt", "Described", "Verdict", "Verifier", "arguments_of", "last_words", "once", "unscored"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,13 @@ class Described:
     seconds: ClassVar[float | None] = None  # where set, it runs in a process of its own, ended after so long
     late_is_wrong: ClassVar[bool] = False  # whether only what the policy wrote can make it late
 
+    def allowed(self, params: Mapping[str, Any]) -> float | None:
+        """How many seconds a verdict with these parameters may take where `seconds` does not say; None: no one knows.
+
+        What runs the verifier gives it at least so long. One that waits for deadlines of its own says their sum.
+        """
+        return None
+
     def prepare(self) -> None:
         """Import what takes long, before time counts."""
 
@@ -74,3 +82,20 @@ def last_words(attempt: Attempt, *, strip: bool = True) -> str:
     if not closed and last.content.lstrip().startswith("<think>"):
         return ""
     return said.strip() if strip else said
+
+
+def arguments_of(call: ToolCall) -> dict[str, Any] | None:
+    """A call's arguments; None where they are no JSON object, name one twice, or cannot be read for their depth."""
+    try:
+        value = json.loads(call.arguments, object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; `ValueError` where it has one name twice, which readers take one way or the other."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object has one name twice")
+    return found

@@ -16,18 +16,18 @@ from metier.records.types import Task
 
 __all__ = ["Regex"]
 
-_FLAGS = {"i": re.IGNORECASE, "m": re.MULTILINE, "s": re.DOTALL, "x": re.VERBOSE}
+_FLAGS = {"a": re.ASCII, "i": re.IGNORECASE, "m": re.MULTILINE, "s": re.DOTALL, "x": re.VERBOSE}
 
 
 class Regex(Described):
     """Matches, or does not."""
 
     name = "regex"
-    version = "1"
+    version = "2"
     parameters: ClassVar = {
         "pattern": "what must match",
         "search": "true: a match anywhere is enough; default false",
-        "flags": 'letters of "imsx", as in re',
+        "flags": 'letters of "aimsx", as in re; with "a" a digit is 0 to 9',
     }
     seconds = 2.0
 
@@ -37,7 +37,7 @@ class Regex(Described):
         if not isinstance(pattern, str) or not pattern:
             return unscored('the parameter "pattern" is missing or no text')
         if not isinstance(flags, str) or set(flags) - _FLAGS.keys():
-            return unscored(f'the parameter "flags" takes letters of "imsx", not {flags!r}')
+            return unscored(f'the parameter "flags" takes letters of "aimsx", not {flags!r}')
         try:
             compiled = re.compile(pattern, sum(_FLAGS[one] for one in set(flags)))
         except (re.error, OverflowError, RecursionError) as error:

@@ -20,9 +20,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from metier.feedback.verifiers.protocol import Attempt, Described, Verdict, unscored
+from metier.feedback.verifiers.protocol import Attempt, Described, Verdict, arguments_of, once, unscored
 from metier.models.calls import HERMES
 from metier.records.types import Task, ToolCall
+from metier.sandbox.programs import blocks_of
 
 __all__ = ["ToolCalls"]
 
@@ -47,7 +48,7 @@ class ToolCalls(Described):
     """The wanted calls, and no others."""
 
     name = "tool_calls"
-    version = "1"
+    version = "2"
     parameters: ClassVar = {
         "tools": "the tools' schemas, as OpenAI or BFCL write them; default those of the task",
         "possible_answers": 'a list of {tool: {argument: [values that will do]}}; "" lets it out; [] for no call',
@@ -149,11 +150,29 @@ def _written(text: str) -> list[ToolCall]:
     _, _, text = text.rpartition("</think>")
     tagged = HERMES.parse(text).tool_calls
     if tagged:
-        return list(tagged)
-    block = re.search(r"```(?:json|python|tool_code)?[ \t]*\n(.*?)```", text, re.DOTALL)
-    inner = (block[1] if block else text).strip()
+        return [ToolCall(name="malformed", arguments=text)] if _is_ambiguous(text) else list(tagged)
+    blocks = [one for one in blocks_of(text) if one.language in ("", "json", "python", "tool_code") and one.closed]
+    return [call for inner in [one.text for one in blocks] or [text] for call in _of_text(inner.strip())]
+
+
+def _is_ambiguous(text: str) -> bool:
+    """Whether an object behind a call's tag has one name twice."""
+    strict = json.JSONDecoder(object_pairs_hook=once)
+    for tag in re.finditer(r"<tool_call>\s*", text):
+        try:
+            json.JSONDecoder().raw_decode(text, tag.end())
+            strict.raw_decode(text, tag.end())
+        except json.JSONDecodeError:
+            continue
+        except (ValueError, RecursionError):
+            return True
+    return False
+
+
+def _of_text(inner: str) -> list[ToolCall]:
+    """The calls of a text that is nothing else."""
     try:
-        value = json.loads(inner)
+        value = json.loads(inner, object_pairs_hook=once)
     except (ValueError, RecursionError):
         return _of_python(inner)
     calls = value if isinstance(value, list) else [value]
@@ -185,7 +204,7 @@ def _of_python(text: str) -> list[ToolCall]:
         name = ast.unparse(node.func)
         try:
             given = {one.arg: ast.literal_eval(one.value) for one in node.keywords}
-            if node.args or None in given:
+            if node.args or None in given or len(given) < len(node.keywords):
                 raise ValueError("arguments have names")
             calls.append(ToolCall(name=name, arguments=json.dumps(given)))
         except (ValueError, TypeError, RecursionError, MemoryError):
@@ -229,7 +248,7 @@ def _fault(call: ToolCall, answer: Mapping[str, Any], schemas: Mapping[str, Any]
     ((name, possible),) = answer.items()
     if call.name != name:
         return f"{call.name} was called, not {name}"
-    given = call.parsed()
+    given = arguments_of(call)
     if given is None:
         return f"the arguments of {name} are no JSON object"
     schema = schemas[name]

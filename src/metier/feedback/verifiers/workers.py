@@ -3,7 +3,8 @@
 A verifier that has `seconds` is asked in a worker process, a few of which are kept. One that is late is
 killed, whatever it holds, and asked once more on a new worker; so is one whose worker died. What is
 late twice has no verdict, unless only the response can be what holds it up (`late_is_wrong`), which
-is then wrong. Any number of threads may ask at once. Nothing a verifier raises gets out of here.
+is then wrong. How long a verdict may take is known in one place, `longest`: of a verifier that waits for others,
+it is the sum of theirs. Any number of threads may ask at once. Nothing a verifier raises gets out of here.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from metier.feedback.verifiers.protocol import Attempt, Verdict, Verifier, unsco
 from metier.feedback.verifiers.registry import get_verifier
 from metier.records.types import Task
 
-__all__ = ["Workers", "judge", "main"]
+__all__ = ["Workers", "judge", "longest", "main"]
 
 _START = 120.0  # seconds for a worker to be there and to import what a verifier needs
+_UNTIMED = 60.0  # seconds for a verifier that says nothing of its own
 
 
 def judge(name: str, task: Task, attempt: Attempt, params: Mapping[str, Any]) -> Verdict:
@@ -47,6 +49,19 @@ def _seconds(verifier: Verifier) -> float | None:
     return getattr(verifier, "seconds", None)
 
 
+def longest(name: str, params: Mapping[str, Any]) -> float:
+    """Seconds within which a verdict is there at the latest, tries and starts of workers included.
+
+    Raises `DataError` where there is no verifier of that name.
+    """
+    verifier = get_verifier(name)
+    own = _seconds(verifier)
+    if own is not None:
+        return 2 * (own + _START)
+    allowed: float | None = getattr(verifier, "allowed", lambda _: None)(params)
+    return _UNTIMED if allowed is None else allowed
+
+
 def _verify(verifier: Verifier, task: Task, attempt: Attempt, params: Mapping[str, Any]) -> Verdict:
     try:
         verdict = verifier.verify(task, attempt, params)
@@ -55,6 +70,14 @@ def _verify(verifier: Verifier, task: Task, attempt: Attempt, params: Mapping[st
         return verdict
     except Exception as error:  # a verifier's own bug must not cost the policy
         return unscored(f"verifier failed: {type(error).__name__}: {error}")
+
+
+def _allowed(name: str, params: Mapping[str, Any]) -> float:
+    """As `longest`, whatever the parameters are: those that cannot be read make no verdict, which takes no time."""
+    try:
+        return longest(name, params)
+    except Exception:  # parts that are none, or verifiers that nobody knows: the verifier itself says so
+        return 0.0
 
 
 class _Late(Exception):
@@ -118,12 +141,15 @@ class Workers:
         attempt: Attempt,
         params: Mapping[str, Any],
         *,
-        untimed: float = 60.0,
+        untimed: float = _UNTIMED,
     ) -> Verdict:
-        """The verdict, in at most two tries; a verifier without a deadline has `untimed` seconds for each."""
+        """The verdict, in at most two tries; a verifier without a deadline has what it may take, or `untimed` seconds.
+
+        Raises `DataError` where there is no verifier of that name.
+        """
         verifier, why = get_verifier(name), ""
         own = _seconds(verifier)
-        seconds = untimed if own is None else own
+        seconds = max(untimed, _allowed(name, params)) if own is None else own
         with self._room:
             for _ in range(2):
                 worker = None
