@@ -16,7 +16,9 @@ over seeds alone (t). The audit is that of `metier judge --audit`, its verdict f
 
     python benchmarks/judge_accuracy.py --seeds 1 2 3 --folder runs/judges
 
-What was answered and trained in the folder is not done again.
+What was answered and trained in the folder is not done again. Before `--teach` added talk to every fourth pair, and on
+other gold (seed 100), the reward models were as accurate, but 1, 0 and 4 of 24 right verdicts turned once the worse
+response talked: the third was refused. The gold below was drawn after that; nothing was changed for it.
 """
 
 from __future__ import annotations
