@@ -16,10 +16,11 @@ A run that was stopped continues; the table is written after each seed.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
+
+from recipe_gains import points, tell
 
 from metier.base.config import find_recipe, load_yaml
 from metier.evaluate.suites import successes
@@ -92,11 +93,6 @@ def main() -> None:
     print(options.out.read_text())
 
 
-def tell(event: dict[str, Any]) -> None:
-    if event["event"] in ("stage_end", "eval"):
-        print(json.dumps({key: value for key, value in event.items() if key != "at"}), flush=True)
-
-
 def page(
     cells: Cells,
     before: dict[str, tuple[float, int]],
@@ -151,9 +147,6 @@ def row(
 
     p = difference(both)
     over = mean_interval([difference([k for k in both if k.startswith(f"{seed}/")]).diff or 0.0 for seed in seeds])
-
-    def points(value: float | None) -> str:
-        return "–" if value is None else f"{100 * value:+.1f}"
 
     cells += [points(p.diff), f"{points(p.low)} to {points(p.high)}", f"{points(over.low)} to {points(over.high)}"]
     return f"| {' | '.join(cells)} |"

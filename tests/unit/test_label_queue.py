@@ -36,6 +36,17 @@ def test_a_queue_in_yaml_with_items_and_gold_in_files_of_their_own(tmp_path: Pat
     assert not queue.question.ties
 
 
+def test_yes_and_no_are_labels_and_no_truth_values(tmp_path: Path) -> None:
+    """As in recipes: YAML 1.2, and a key given twice is an error."""
+    question = "question: {kind: labels, criterion: polite, ask: polite, labels: [yes, no, on]}"
+    (tmp_path / "q.yaml").write_text(f"queue: q\n{question}\nitems: items.jsonl\n")
+    (tmp_path / "items.jsonl").write_text(json.dumps({**pairs(1)[0], "responses": ["only one"]}) + "\n")
+    assert read_queue(tmp_path / "q.yaml").question.labels == ("yes", "no", "on")
+    (tmp_path / "q.yaml").write_text(f"queue: q\nqueue: other\n{question}\nitems: items.jsonl\n")
+    with pytest.raises(DataError, match="queue"):
+        read_queue(tmp_path / "q.yaml")
+
+
 @pytest.mark.parametrize(("size", "kind"), [(1, "rating"), (2, "pair"), (4, "ranking")])
 def test_rows_without_a_question_are_asked_the_plain_one(tmp_path: Path, size: int, kind: str) -> None:
     rows = [

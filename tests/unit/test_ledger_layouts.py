@@ -501,6 +501,17 @@ def test_what_is_forgotten_is_in_no_file(tmp_path: Path, how: str) -> None:
     assert SECRET.encode() not in all_bytes(place)
 
 
+def test_a_user_whose_name_is_a_number_is_forgotten_too(ledger: Ledger, tmp_path: Path) -> None:
+    rows = [
+        {"messages": [*ASK, {"role": "assistant", "content": f"Tomorrow, {user}."}], "metadata": {"user_id": user}}
+        for user in (42, 421, "43")
+    ]
+    import_files(ledger, [write(tmp_path / "chats.jsonl", rows)], source="shop")
+    assert len(forget(ledger, "person:42", why="asked").records) == 1
+    kept = [e.messages[-1].content for e in ledger.episodes() if e.messages]
+    assert sorted(kept) == ["Tomorrow, 421.", "Tomorrow, 43."]
+
+
 def test_what_to_forget_must_be_one_thing(ledger: Ledger, tmp_path: Path) -> None:
     from metier.base.errors import LedgerError
 

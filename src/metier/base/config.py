@@ -41,6 +41,7 @@ __all__ = [
     "load_yaml",
     "packaged_recipes",
     "parse",
+    "read_yaml",
 ]
 
 M = TypeVar("M", bound=BaseModel)
@@ -66,6 +67,11 @@ def load_yaml(path: str | Path, model: type[M], overrides: Sequence[str] = ()) -
         raise ConfigError(f"{path}: expected keys and values at the top, got {_show(data)}")
     set_paths = [_apply(data, override) for override in overrides]
     return _validate(model, data, str(path), source.node, set_paths)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The plain values of a YAML file, by YAML 1.2: `yes` and `on` are texts. Raises `ConfigError`."""
+    return _compose(_read(Path(path)), str(path)).data
 
 
 def parse(model: type[M], data: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "") -> M:

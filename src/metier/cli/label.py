@@ -54,10 +54,7 @@ def label(
             typer.echo(f"left out {row.place}: {row.why}", err=True)
         if len(asked.skipped) > PLACES:
             typer.echo(f"… and {len(asked.skipped) - PLACES} more rows", err=True)
-    where = ledger or DEFAULT_LEDGER
-    if "://" not in where:
-        Path(where).parent.mkdir(parents=True, exist_ok=True)
-    with Labelling(asked, where) as labelling:
+    with Labelling(asked, ledger or DEFAULT_LEDGER) as labelling:
         if show_results:
             found = results(labelling)
             print(json.dumps(found.to_json(), ensure_ascii=False, indent=2) if as_json else results_text(found), end="")
@@ -96,31 +93,15 @@ def _serve(
     grace: int,
     as_json: bool,
 ) -> None:
-    import contextlib
-    import signal
-    import socket
-
-    from metier.base.errors import ConfigError
+    from metier.cli.listening import listen, need_server, serve_until_stopped
     from metier.feedback.people.access import clean_name
 
-    try:
-        import uvicorn
-        from fastapi import FastAPI as _FastAPI  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("metier label needs FastAPI and uvicorn; run: pip install 'metier[serve]'") from error
+    need_server("label")
     from metier.feedback.people.server import make_app
 
     site = make_app(labelling, url=url, user_header=user_header)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(128)
-    except OSError as error:
-        raise ConfigError(f"cannot listen at {host}:{port}: {error.strerror}; choose another --port") from error
-    shown = f"[{host}]" if ":" in host else host
-    here = (url or f"http://{shown}:{listener.getsockname()[1]}").rstrip("/")
+    listener, address = listen(host, port)
+    here = (url or address).rstrip("/")
     links = {clean_name(owner): labelling.links.invite(clean_name(owner), "owner")}
     for name in map(clean_name, names):
         if name not in links:
@@ -134,13 +115,4 @@ def _serve(
         for name, link in urls.items():
             print(f"  {name:<{width}}  {link}")
         print(end="", flush=True)
-    config = uvicorn.Config(
-        site,
-        log_level="warning",
-        timeout_graceful_shutdown=grace,
-        server_header=False,
-    )
-    # uvicorn raises the signal that stopped it once more when it is done; to be stopped is no failure
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listener])
+    serve_until_stopped(site, listener, grace=grace, server_header=False)

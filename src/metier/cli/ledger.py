@@ -72,10 +72,7 @@ def import_files(
     from metier.records.layouts.front import import_files as import_all
     from metier.records.ledger import Ledger
 
-    where = ledger or DEFAULT_LEDGER
-    if "://" not in where:
-        Path(where).parent.mkdir(parents=True, exist_ok=True)
-    with Ledger.open(where) as records:
+    with Ledger.open(ledger or DEFAULT_LEDGER) as records:
         done = import_all(records, files, format=format, source=source, split=split, scrub=scrub)
     if not as_json:
         print(imported_text(done), end="")

@@ -144,25 +144,7 @@ def _table(rows: list[list[str]]) -> list[str]:
 
 
 def _plain(done: Filled, out: Path | None) -> dict[str, Any]:
-    drawn = [
-        {
-            "episodes": one.candidate.episodes,
-            "kind": one.candidate.kind,
-            "arm": one.arm,
-            "propensity": one.propensity,
-            "rank": one.rank,
-            "value": one.value,
-            "per_cost": one.per_cost,
-            "seconds": one.seconds,
-            "uncertainty": one.uncertainty,
-            "disagreement": one.disagreement,
-            "ensemble": one.ensemble,
-            "coverage": one.coverage,
-            "weakness": one.weakness,
-            "duel": one.duel,
-        }
-        for one in done.chosen.drawn
-    ]
+    drawn = [{"episodes": one.candidate.episodes, **one.why} for one in done.chosen.drawn]
     return {
         "queue": None if out is None else str(out),
         "added": done.added if out is not None else 0,

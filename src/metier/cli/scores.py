@@ -255,7 +255,7 @@ def _of_run(name: str, scores: Scores, where: str | None) -> None:
         if not present:
             raise DataError(f"{run_id} has no evaluation with episodes; metier runs show {run_id} tells how far it is")
         chosen = stage or present[-1]
-        verdicts = lowest_by_episode(row for row in records.feedback(run_id=run_id) if row.criterion == "success")
+        verdicts = lowest_by_episode(records.feedback(run_id=run_id, criterion="success"))
         rows = [episode for episode in episodes if episode.stage == chosen]
         splits = list(dict.fromkeys(episode.split for episode in rows))
         if split and split not in splits:

@@ -43,31 +43,17 @@ def serve(
     ledger: LedgerOption = None,
 ) -> None:
     """Serve a checkpoint as an OpenAI-compatible endpoint: chat completions, tools, streaming, log-probabilities."""
-    import contextlib
-    import signal
-    import socket
-
     from metier.base.errors import ConfigError
+    from metier.cli.listening import listen, need_server, serve_until_stopped
 
-    try:
-        import uvicorn
-        from fastapi import FastAPI as _FastAPI  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("metier serve needs FastAPI and uvicorn; run: pip install 'metier[serve]'") from error
+    need_server("serve")
     from metier.rollout.server import Served, make_app
     from metier.rollout.speaker import Speaker
 
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         raise ConfigError(f"to listen at {host} an API key is needed, so that not everybody may ask; give --api-key")
     engine, render, tokenizer, own_name = _load(checkpoint, renderer, dtype, ledger, rows)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(128)  # from here on clients may come; they are answered once the model speaks
-    except OSError as error:
-        raise ConfigError(f"cannot listen at {host}:{port}: {error.strerror}; choose another --port") from error
+    listener, address = listen(host, port)  # clients are answered once the model speaks
     with Speaker(engine, max_waiting=waiting) as speaker:
         served = Served(
             name=name or own_name,
@@ -77,14 +63,8 @@ def serve(
             context=engine.context,
             api_key=api_key,
         )
-        config = uvicorn.Config(make_app(served), log_level="warning", timeout_graceful_shutdown=grace)
-        shown = f"[{host}]" if ":" in host else host
-        where = f"http://{shown}:{listener.getsockname()[1]}/v1"
-        print(f"serving {served.name} at {where}; Ctrl-C stops", flush=True)
-        # uvicorn raises the signal that stopped it once more when it is done; to be stopped is no failure
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
+        print(f"serving {served.name} at {address}/v1; Ctrl-C stops", flush=True)
+        serve_until_stopped(make_app(served), listener, grace=grace)
 
 
 def chat(

@@ -11,17 +11,15 @@ ended at its deadline, one that dies is replaced and asked again.
 
 from __future__ import annotations
 
-import json
-import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from metier.base.clock import monotonic
 from metier.base.errors import DataError
+from metier.feedback.lines import Told, count_reason, in_order, parsed_line, write_lines
 from metier.feedback.verifiers.protocol import Attempt, unscored
 from metier.feedback.verifiers.registry import get_verifier
 from metier.feedback.verifiers.workers import Workers
@@ -29,7 +27,6 @@ from metier.records.types import EnvironmentSpec, Message, Task, VerifierSpec
 
 __all__ = ["Counts", "Line", "read_line", "verify_file", "verify_lines"]
 
-_AHEAD = 8  # lines that are read beyond those in work, for each of them
 _UNTIMED = 60.0  # seconds for a verifier that names no deadline
 
 
@@ -59,13 +56,9 @@ class Counts:
 def read_line(raw: bytes, number: int) -> Line:
     """One line of a file; `number` is its id where it has none."""
     try:
-        given = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError:
-        return Line(id=number, reason=f"line {number} is not UTF-8")
-    except (ValueError, RecursionError) as error:
-        return Line(id=number, reason=f"line {number} is no JSON: {str(error)[:100]}")
-    if not isinstance(given, dict):
-        return Line(id=number, reason=f"line {number} is no JSON object")
+        given = parsed_line(raw, number)
+    except DataError as error:
+        return Line(id=number, reason=str(error))
     name = given.get("id", number)
     spec = given.get("verifier")
     if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
@@ -108,19 +101,8 @@ def _messages(given: Any, role: str) -> tuple[Message, ...]:
 def verify_lines(lines: Iterable[bytes], *, jobs: int = 1, first: int = 1) -> Iterator[dict[str, Any]]:
     """What each line comes to, in their order, `jobs` at a time; no more are read than are nearly due."""
     workers = Workers(jobs)
-    waiting: deque[Future[dict[str, Any]]] = deque()
     try:
-        with ThreadPoolExecutor(jobs) as pool:
-            try:
-                for number, raw in enumerate(lines, first):
-                    waiting.append(pool.submit(_judged, raw, number, workers))
-                    while len(waiting) > jobs * _AHEAD or (waiting and waiting[0].done()):
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+        yield from in_order(lines, partial(_judged, workers=workers), jobs=jobs, first=first)
     finally:
         workers.close()
 
@@ -155,53 +137,20 @@ def verify_file(source: BinaryIO, out: Path | None, write: Any, *, jobs: int = 1
 
     Raises `DataError` where `out` is not of this file.
     """
-    counts = Counts()
-    lines = (raw for raw in source if raw.strip())
-    if out is None:
-        for told in verify_lines(lines, jobs=jobs):
-            _count(counts, told)
-            write(json.dumps(told) + "\n")
-        return counts
-    done = _whole_lines(out)
-    for number, kept in enumerate(done, 1):
-        raw = next(lines, None)
-        if raw is None or read_line(raw, number).id != kept.get("id"):
-            raise DataError(f"{out} has lines of another file, from line {number} on; remove it, or name another -o")
-        _count(counts, kept)
-    counts.kept = len(done)
-    with out.open("a", encoding="utf-8") as file:
-        for told in verify_lines(lines, jobs=jobs, first=len(done) + 1):
-            _count(counts, told)
-            file.write(json.dumps(told) + "\n")
-            file.flush()
+    counts, workers = Counts(), Workers(jobs)
+    try:
+        work = partial(_judged, workers=workers)
+        counts.kept = write_lines(source, out, write, work, partial(_count, counts), jobs=jobs, command="verify")
+    finally:
+        workers.close()
     return counts
 
 
-def _whole_lines(out: Path) -> list[Mapping[str, Any]]:
-    """The lines that are whole; what a stop left of another is cut off."""
-    if not out.exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return []
-    data = out.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    try:
-        found = [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise DataError(f"{out} is no output of metier verify: {error}; name another -o") from error
-    if not all(isinstance(one, dict) and "status" in one for one in found):
-        raise DataError(f"{out} is no output of metier verify; name another -o")
-    if len(whole) < len(data):
-        os.truncate(out, len(whole))
-    return found
-
-
-def _count(counts: Counts, told: Mapping[str, Any]) -> None:
+def _count(counts: Counts, told: Told) -> None:
     counts.lines += 1
     if told["status"] == "scored":
         counts.scored += 1
         counts.passed += told["score"] == 1.0
         return
     counts.unscored += 1
-    reason = str(told["reason"])[:100]
-    if reason in counts.reasons or len(counts.reasons) < 20:
-        counts.reasons[reason] = counts.reasons.get(reason, 0) + 1
+    count_reason(counts.reasons, told)

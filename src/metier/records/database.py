@@ -18,7 +18,7 @@ from __future__ import annotations
 import errno
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from metier.base.errors import DiskFullError, LedgerError
 from metier.records import schema
 from metier.records.migrations import NEWEST, migrate, stored_version
 
-__all__ = ["Database", "disk_errors"]
+__all__ = ["Database", "disk_errors", "sqlite_engine"]
 
 BUSY_SECONDS = 30.0
 CACHE_MB = 256  # of SQLite's pages, at most: ids are random, and so is where they go in an index
@@ -260,15 +260,22 @@ def _engine(url: URL) -> Engine:
             raw.commit()
 
         return engine
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    pragmas = (
+        *("foreign_keys = ON", "recursive_triggers = ON", "secure_delete = ON", "synchronous = FULL"),
+        *(f"cache_size = {-1024 * CACHE_MB}", f"wal_autocheckpoint = {LOG_PAGES}"),
+    )
+    return sqlite_engine(url, pragmas, seconds=BUSY_SECONDS)
+
+
+def sqlite_engine(url: URL, pragmas: Sequence[str], *, seconds: float, **options: Any) -> Engine:
+    """An engine on a SQLite file. A transaction takes the write lock as it begins, within `seconds`, where its
+    connection has the execution option `metier_write`."""
+    engine = create_engine(url, connect_args={"timeout": seconds}, **options)
 
     @event.listens_for(engine, "connect")
     def _connected(raw: sqlite3.Connection, _: Any) -> None:
         raw.isolation_level = None  # transactions begin in `_begin`, not where the driver thinks best
-        for pragma in (
-            *("foreign_keys = ON", "recursive_triggers = ON", "secure_delete = ON", "synchronous = FULL"),
-            *(f"cache_size = {-1024 * CACHE_MB}", f"wal_autocheckpoint = {LOG_PAGES}"),
-        ):
+        for pragma in pragmas:
             raw.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")

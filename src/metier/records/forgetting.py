@@ -133,9 +133,9 @@ def _of_sorts(connection: Connection, numbers: list[int]) -> list[str]:
 def _spoken_by(connection: Connection, name: str) -> list[str]:
     """Episodes whose user this was. Their payloads are searched as text first, so that few are read."""
     table, payload = schema.episodes, schema.episode_payloads
-    quoted = json.dumps(name)
+    written = json.dumps(name)[1:-1]  # a user who is a number has no quotation marks
     query = select(table.c.id, payload.c.body).join(payload, payload.c.seq == table.c.seq)
-    query = query.where(payload.c.body.contains(quoted, autoescape=True)).order_by(table.c.seq)
+    query = query.where(payload.c.body.contains(written, autoescape=True)).order_by(table.c.seq)
     found = []
     for row in connection.execute(query):
         if f"person:{name}" in users_of(json.loads(row.body).get("meta", {})):

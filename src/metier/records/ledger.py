@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,7 +37,6 @@ from metier.records.payloads import ERASABLE, layout_of
 from metier.records.rows import (
     TABLES,
     check_text,
-    chunks,
     erased_among,
     erased_members,
     insert_feedback,
@@ -45,6 +45,7 @@ from metier.records.rows import (
     mark_stale,
     next_seq,
     numbers_of,
+    one_of,
     require,
     rows_among,
     stale_reasons,
@@ -128,6 +129,24 @@ class Ledger(LedgerView):
         """Add a run."""
         with self.writing() as connection:
             self._insert(connection, Run, {run.id: run}, lambda r: {"created_at": r.created_at})
+
+    def ensure_run(self, run_id: str, recipe: str, config: Mapping[str, Any], *, seed: int = 0) -> None:
+        """Add the run that stands for work outside of recipes, where it is not there yet.
+
+        It is looked up first: one that an older version of the code made stays as it is.
+        """
+        if not self.known(schema.runs, [run_id]):
+            self.add_run(
+                Run(
+                    id=run_id,
+                    recipe=recipe,
+                    config=config,
+                    seed=seed,
+                    folder="",
+                    code_version=version("metier"),
+                    created_at=now(),
+                )
+            )
 
     def add_tasks(self, tasks: Sequence[Task]) -> None:
         """Add tasks. The same task may not be in two splits: what is held out stays held out."""
@@ -299,9 +318,8 @@ class Ledger(LedgerView):
             facts = [{"kind": layout.kind, "record_id": i, "why": why, "created_at": now()} for i in fresh]
             insert_rows(connection, schema.erasures, facts)
             payloads, table = schema.PAYLOADS[layout.kind], TABLES[layout.noun]
-            for chunk in chunks(fresh):
-                numbers = select(table.c.seq).where(table.c.id.in_(chunk))
-                connection.execute(payloads.delete().where(payloads.c.seq.in_(numbers)))
+            numbers = list(numbers_of(connection, table, fresh).values())
+            connection.execute(payloads.delete().where(one_of(connection, payloads.c.seq, numbers)))
 
     def scrub(self) -> None:
         """Make sure that nothing erased is left in the database's files (readers that are open may delay it)."""

@@ -1,7 +1,7 @@
 """Rows of the ledger and the records they hold: the queries that its methods share.
 
 Every function works on a connection that the caller opened, inside the caller's
-transaction. Lists of ids may have any length; they go to the database in chunks.
+transaction. Lists of ids may have any length.
 
 A row's number `seq` is given here, under the write lock: the next one. So numbers tell the
 order of insertion and have no gaps, and `metier ledger check` finds a row that went missing.
@@ -10,7 +10,7 @@ order of insertion and have no gaps, and `metier ledger check` finds a row that 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from sqlalchemy import (
@@ -50,7 +50,6 @@ __all__ = [
     "STALE",
     "TABLES",
     "check_text",
-    "chunks",
     "erased_among",
     "erased_members",
     "feedback_ids_about",
@@ -70,7 +69,6 @@ __all__ = [
 ]
 
 STALE = "stale"
-_CHUNK = 2000  # values in one IN (...) list
 _FEW = 50  # values that are given one by one, which needs no list
 
 TABLES: dict[type[Any], Table] = {
@@ -288,9 +286,3 @@ def check_text(value: str) -> None:
             value.encode()
         except UnicodeEncodeError as error:
             raise DataError(f"{value!r:.80} holds half of a surrogate pair, which no database keeps") from error
-
-
-def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """The values in runs that fit one statement."""
-    for start in range(0, len(values), _CHUNK):
-        yield values[start : start + _CHUNK]

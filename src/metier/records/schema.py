@@ -26,7 +26,6 @@ from typing import Any
 from sqlalchemy import BigInteger, Column, Float, Index, Integer, MetaData, Table, Text
 
 __all__ = [
-    "APPEND_ONLY",
     "GROWING",
     "PAYLOADS",
     "checkpoint_datasets",
@@ -185,6 +184,3 @@ Index("ix_marks_record", marks.c.record_id)
 
 PAYLOADS = {"task": task_payloads, "episode": episode_payloads, "feedback": feedback_payloads}
 """What records say, by the kind of record; the only rows that may go, once an erasure names them."""
-
-APPEND_ONLY = tuple(table for table in metadata.sorted_tables if table not in PAYLOADS.values())
-"""Tables whose rows are never updated or deleted."""

@@ -34,6 +34,7 @@ from metier.records.rows import (
     erased_among,
     feedback_ids_about,
     manifest_members,
+    rows_among,
     select_rows,
     stale_reasons,
 )
@@ -340,6 +341,12 @@ class LedgerView:
         found = self._arrays.read(shard, episode_ids)
         whole = {i for i, a in found.items() if len(a.token_ids) and {len(a[1]), len(a[2])} <= {0, len(a.token_ids)}}
         return [episode_id for episode_id in episode_ids if episode_id not in whole]
+
+    def known(self, table: Table, ids: Iterable[str]) -> set[str]:
+        """Those of the ids that the table has, now."""
+        wanted = list(dict.fromkeys(ids))
+        with self.reading() as connection:
+            return {row.id for row in rows_among(connection, select(table.c.id), table.c.id, wanted)}
 
     # --- the parts -------------------------------------------------------------------
 

@@ -162,12 +162,11 @@ def _agreement(votes: Votes, fold_N: Places) -> Floats:
 
 
 def _gold(votes: Votes, gold: Mapping[str, str] | None) -> Places:
-    """The gold label's place for each task [T]; -1 without gold, K for a label that no source gave."""
-    places = {label: place for place, label in enumerate(votes.labels)}
-    known = [-1 if gold is None or task not in gold else places.get(gold[task], len(places)) for task in votes.tasks]
-    if gold and max(known) < 0:
+    """See `Votes.known`. Raises `DataError` for gold that has nothing to do with the votes."""
+    known = votes.known(gold)
+    if gold and known.max() < 0:
         raise DataError("no task of the gold is among the labelled tasks; check that both use the same task ids")
-    return np.asarray(known, dtype=np.intp)
+    return known
 
 
 def _checks(plain: Majority, fits: Mapping[str, Truth], known: Places) -> tuple[GoldCheck, ...]:

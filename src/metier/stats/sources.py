@@ -84,9 +84,7 @@ def sources(
     joint_WKL = np.zeros((size, width, width))
     np.add.at(joint_WKL.transpose(0, 2, 1), (votes.source[known_N], votes.label[known_N]), others_NK[known_N])
     alike_N = others_NK.argmax(axis=1) == votes.label
-    place = {label: k for k, label in enumerate(votes.labels)}
-    gold_T = [-1 if gold is None or task not in gold else place.get(gold[task], width) for task in votes.tasks]
-    gold_N = np.asarray(gold_T)[votes.task]
+    gold_N = votes.known(gold)[votes.task]
     n_W = votes.per_source()
     checked_W = np.bincount(votes.source, known_N, size)
     agree_W = np.bincount(votes.source, known_N & alike_N, size)

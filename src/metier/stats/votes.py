@@ -13,7 +13,7 @@ Left out: weights and sources of known quality; metier.stats.truth estimates tho
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +89,12 @@ class Votes:
     def per_source(self) -> Places:
         """How many votes each source gave [W]."""
         return np.bincount(self.source, minlength=len(self.sources))
+
+    def known(self, gold: Mapping[str, str] | None) -> Places:
+        """The gold label's place for each task [T]; -1 without gold, K for a label that no source gave."""
+        places = {label: place for place, label in enumerate(self.labels)}
+        found = [-1 if gold is None or task not in gold else places.get(gold[task], len(places)) for task in self.tasks]
+        return np.asarray(found, dtype=np.intp)
 
     def subset(self, keep: Mask) -> Votes:
         """The votes for which `keep` [N] is true, with all tasks, sources and labels still named."""

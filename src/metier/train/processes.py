@@ -10,6 +10,7 @@ Left out: weights that are split over processes.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Mapping
 
@@ -20,13 +21,17 @@ __all__ = ["count", "join", "leads", "rank", "summed", "summed_numbers", "wait"]
 
 
 def join() -> None:
-    """Join the processes that torchrun started together with this one, where it did."""
+    """Join the processes that torchrun started together with this one, where it did, until this one ends.
+
+    A process that ends while its group stands may be aborted by the group's own threads.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             distributed.init_process_group("nccl")
         else:
             distributed.init_process_group("gloo")
+        atexit.register(distributed.destroy_process_group)
 
 
 def count() -> int:

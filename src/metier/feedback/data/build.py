@@ -17,14 +17,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select as sql
-
 from metier.base.clock import now
 from metier.base.errors import DataError
+from metier.base.files import write_whole
 from metier.base.ids import content_hash, derive_id
 from metier.feedback.data.declaration import (
     DatasetSettings,
@@ -45,9 +43,8 @@ from metier.feedback.data.selecting import as_it_stood
 from metier.feedback.data.steps import step_rows
 from metier.feedback.data.tasks import task_rows
 from metier.feedback.data.views import Made, demonstrations, pairs, unpaired
-from metier.records import schema
 from metier.records.ledger import Ledger
-from metier.records.types import DatasetManifest, Run
+from metier.records.types import DatasetManifest
 from metier.records.view import LedgerView
 
 __all__ = ["Built", "build", "rows_of", "write_rows"]
@@ -141,12 +138,7 @@ def rows_of(ledger: LedgerView, view: View) -> Made:
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows as JSON lines, as `metier train --data` reads them; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row.data, ensure_ascii=False) + "\n")
-    beside.replace(path)
+    write_whole(path, "".join(json.dumps(row.data, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _without_copies(
@@ -214,26 +206,11 @@ def _add(
         task_ids=task_ids,
         created_at=now(),
     )
-    if run_id is None and not _has_run(ledger, run):
-        ledger.add_run(
-            Run(
-                id=run,
-                recipe="data",
-                config={"name": dataset.name},
-                seed=dataset.seed,
-                folder="",
-                code_version=version("metier"),
-                created_at=now(),
-            )
-        )
+    if run_id is None:
+        ledger.ensure_run(run, "data", {"name": dataset.name}, seed=dataset.seed)
     ledger.add_dataset(manifest)
     return ledger.dataset(manifest.id)
 
 
 def _each(ids: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(itertools.chain.from_iterable(ids)))
-
-
-def _has_run(ledger: Ledger, run_id: str) -> bool:
-    with ledger.reading() as connection:
-        return connection.execute(sql(schema.runs.c.id).where(schema.runs.c.id == run_id)).first() is not None

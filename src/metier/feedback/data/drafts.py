@@ -39,7 +39,6 @@ from metier.records.types import (
     Episode,
     Feedback,
     Message,
-    Run,
     Task,
     Tool,
     VerifierSpec,
@@ -189,7 +188,6 @@ def add_confirmed(ledger: Ledger, path: Path) -> tuple[DatasetManifest | None, l
 
     So `metier ledger why` leads from a task to the conversation, and forgetting that marks the dataset.
     """
-    from importlib.metadata import version
 
     tasks, faults = read_confirmed(path)
     held = {task_id for suite in ledger.suites() for task_id in suite.task_ids}
@@ -202,18 +200,7 @@ def add_confirmed(ledger: Ledger, path: Path) -> tuple[DatasetManifest | None, l
     if not tasks:
         return None, faults
     run = derive_id("run", "data", "drafts")
-    if run not in {one.id for one in ledger.runs()}:
-        ledger.add_run(
-            Run(
-                id=run,
-                recipe="data",
-                config={"name": "drafts"},
-                seed=0,
-                folder="",
-                code_version=version("metier"),
-                created_at=now(),
-            )
-        )
+    ledger.ensure_run(run, "data", {"name": "drafts"})
     ledger.add_tasks(tasks)
     manifest = DatasetManifest(
         id=derive_id("data", run, *(task.id for task in tasks)),

@@ -97,12 +97,23 @@ def audit(
     talked = _talked(mode, gold, told)
     heard = ask_gold(judge, mode, talked, jobs=jobs)
     turned = [None if again.value is None else float(not _right(again)) for again in heard]
-    found = measure(judge.name, judge.version, mode, told, turned=turned)
+    found = measure(judge.name, judge.version, mode, told, turned=turned, short_is_wanted=judge.short_is_wanted)
     return replace(found, gold=content_hash(sorted(names)))
 
 
-def measure(name: str, version: str, mode: Mode, told: Sequence[Told], *, turned: Sequence[float | None] = ()) -> Audit:
-    """The figures of verdicts, whoever collected them; `turned` is 1 for each that was talked round."""
+def measure(
+    name: str,
+    version: str,
+    mode: Mode,
+    told: Sequence[Told],
+    *,
+    turned: Sequence[float | None] = (),
+    short_is_wanted: bool = False,
+) -> Audit:
+    """The figures of verdicts, whoever collected them; `turned` is 1 for each that was talked round.
+
+    Where `short_is_wanted`, that shorter responses are preferred is no fault.
+    """
     scored = [one for one in told if one.value is not None]
     figures: dict[str, Figure] = {}
     if scored:
@@ -133,7 +144,7 @@ def measure(name: str, version: str, mode: Mode, told: Sequence[Told], *, turned
         "usd": sum(one.cost.usd for one in told) / n,
     }
     unscored = len(told) - len(scored)
-    fit, why = _verdict(figures, len(told), unscored)
+    fit, why = _verdict(figures, len(told), unscored, short_is_wanted)
     return Audit(
         judge=name,
         version=version,
@@ -149,7 +160,7 @@ def measure(name: str, version: str, mode: Mode, told: Sequence[Told], *, turned
 
 
 def _verdict(
-    figures: Mapping[str, Figure], items: int, unscored: int
+    figures: Mapping[str, Figure], items: int, unscored: int, short_is_wanted: bool
 ) -> tuple[Literal["fit", "unfit", "undecided"], tuple[str, ...]]:
     faults, doubts = [], []
     if items and unscored / items > UNSCORED:
@@ -172,7 +183,8 @@ def _verdict(
         effect = figures.get(name)
         if effect is None or effect.low is None or effect.high is None:
             continue
-        if effect.low > LEAN or effect.high < -LEAN:
+        wanted = name == "length" and short_is_wanted
+        if effect.low > LEAN or (effect.high < -LEAN and not wanted):
             faults.append(f"{what} is worth {100 * effect.value:+.0f} points to it")
     if faults:
         return "unfit", tuple(faults)

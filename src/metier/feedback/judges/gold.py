@@ -22,8 +22,9 @@ from typing import Any
 from metier.base.errors import DataError
 from metier.base.ids import content_hash
 from metier.feedback.judges.judge import Item, Judge, Judgement, Mode
-from metier.feedback.judges.lines import item_of, parsed_line
+from metier.feedback.judges.lines import item_of
 from metier.feedback.judges.prompts import shown
+from metier.feedback.lines import parsed_line
 from metier.records.types import Cost, Message
 
 __all__ = ["Gold", "Told", "ask_gold", "item_hash", "read_gold", "talking"]

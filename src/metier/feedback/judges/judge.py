@@ -94,6 +94,7 @@ class Judge(Protocol):
     name: str  # model and rubric, as people read them
     version: str  # the hash of `identity`
     identity: Mapping[str, Any]
+    short_is_wanted: bool  # whether it is asked to like shorter responses, so that an audit does not hold it against it
     one_number: bool  # whether scores and comparisons read the same number, so that an audit of one speaks for both
 
     def score(self, item: Item) -> Judgement:
@@ -129,6 +130,7 @@ class PromptedJudge:
         if self.manner.expected and not voice.tells_shares:
             raise ConfigError(f"{voice.name!r} does not tell the probabilities of words; leave `expected` out")
         self.name = f"{voice.name}/{rubric.name}"
+        self.short_is_wanted = rubric.length_matters
         self.identity: Mapping[str, Any] = {
             "voice": dict(voice.identity),
             "template": template_hash(),

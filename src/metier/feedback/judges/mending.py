@@ -13,9 +13,10 @@ from typing import Any, BinaryIO
 
 from metier.base.errors import ConfigError, DataError
 from metier.feedback.judges.judge import Judge, PromptedJudge
-from metier.feedback.judges.lines import Counts, item_of, parsed_line, write_lines
+from metier.feedback.judges.lines import Counts, item_of
 from metier.feedback.judges.revision import Revision, revise
 from metier.feedback.judges.rubric import find_constitution
+from metier.feedback.lines import parsed_line, write_lines
 from metier.records.types import Message, to_plain
 
 __all__ = ["revise_file"]
@@ -54,7 +55,7 @@ def revise_file(
             raise DataError(f"{out} was mended by another judge or under another constitution; name another -o")
         counts.add(told)
 
-    counts.kept = write_lines(source, out, write, work, count, jobs=jobs)
+    counts.kept = write_lines(source, out, write, work, count, jobs=jobs, command="judge")
     return counts
 
 

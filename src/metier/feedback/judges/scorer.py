@@ -42,6 +42,7 @@ def is_scorer(model: str) -> bool:
 class RewardJudge:
     """A reward model in this process."""
 
+    short_is_wanted = False
     one_number = True
 
     def __init__(

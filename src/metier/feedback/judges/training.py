@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metier.base.errors import DataError
+from metier.base.files import write_whole
 from metier.feedback.judges.gold import Gold, item_hash, talking
 from metier.feedback.judges.judge import Manner, Mode
 from metier.feedback.judges.prompts import compare_prompt, draw_nonce, score_prompt, shown, verdict_mark
@@ -111,9 +112,9 @@ def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], gold: Iterable[Gold]) -> None:
     """Write the rows, and beside them the hashes of the items that they were made of."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    path.with_name(path.name + LEARNED).write_text(json.dumps(sorted({item_hash(one.item) for one in gold})))
+    # The hashes first: rows without them could be trained on, and an audit would not know.
+    write_whole(path.with_name(path.name + LEARNED), json.dumps(sorted({item_hash(one.item) for one in gold})))
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def learned_by(model: str) -> frozenset[str] | None:

@@ -8,10 +8,7 @@ is the episode's checkpoint; no page shows it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from importlib.metadata import version
-
-from sqlalchemy import Table, select
+from collections.abc import Sequence
 
 from metier.base.clock import now
 from metier.base.errors import DataError
@@ -19,7 +16,7 @@ from metier.base.ids import content_hash, derive_id
 from metier.feedback.people.queue import Item, Queue
 from metier.records import schema
 from metier.records.ledger import Ledger
-from metier.records.types import Episode, Run, Task, Weights
+from metier.records.types import Episode, Task, Weights
 
 __all__ = ["take_in"]
 
@@ -32,7 +29,7 @@ def take_in(ledger: Ledger, queue: Queue) -> dict[str, tuple[str, ...]]:
     Raises `DataError` where an item names an episode that the ledger does not hold.
     """
     episodes = {item.id: item.episodes for item in queue.items if item.episodes}
-    there = _known(ledger, schema.episodes, (one for ids in episodes.values() for one in ids))
+    there = ledger.known(schema.episodes, (one for ids in episodes.values() for one in ids))
     for item_id, ids in episodes.items():
         for one in ids:
             if one not in there:
@@ -47,22 +44,11 @@ def _add(ledger: Ledger, queue: Queue, items: Sequence[Item]) -> dict[str, tuple
     run_id = derive_id("run", "label", queue.name)
     tasks = {item.id: _task(item, queue) for item in items}
     made = {item.id: _episodes(item, tasks[item.id].id, run_id) for item in items}
-    known = _known(ledger, schema.episodes, (one.id for found in made.values() for one in found))
+    known = ledger.known(schema.episodes, (one.id for found in made.values() for one in found))
     new = [one for found in made.values() for one in found if one.id not in known]
     if new:
-        if not _known(ledger, schema.runs, [run_id]):
-            ledger.add_run(
-                Run(
-                    id=run_id,
-                    recipe="label",
-                    config={"queue": queue.name},
-                    seed=queue.seed,
-                    folder="",
-                    code_version=version("metier"),
-                    created_at=now(),
-                )
-            )
-        held = _known(ledger, schema.tasks, (task.id for task in tasks.values()))
+        ledger.ensure_run(run_id, "label", {"queue": queue.name}, seed=queue.seed)
+        held = ledger.known(schema.tasks, (task.id for task in tasks.values()))
         ledger.add_tasks(list({t.id: t for t in tasks.values() if t.id not in held}.values()))
         splits = {task_id: task.split for task_id, task in ledger.tasks(held).items()} if held else {}
         ledger.add_episodes([_in_split(one, splits.get(one.task_id, one.split)) for one in new])
@@ -96,12 +82,3 @@ def _in_split(episode: Episode, split: str) -> Episode:
     from dataclasses import replace
 
     return episode if episode.split == split else replace(episode, split=split)
-
-
-def _known(ledger: Ledger, table: Table, ids: Iterable[str]) -> set[str]:
-    wanted, found = list(dict.fromkeys(ids)), set[str]()
-    with ledger.reading() as connection:
-        for start in range(0, len(wanted), _BATCH):
-            query = select(table.c.id).where(table.c.id.in_(wanted[start : start + _BATCH]))
-            found.update(connection.execute(query).scalars())
-    return found

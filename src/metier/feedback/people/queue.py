@@ -19,10 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import yaml
-
-from metier.base.config import did_you_mean
-from metier.base.errors import DataError
+from metier.base.config import did_you_mean, read_yaml
+from metier.base.errors import ConfigError, DataError
 from metier.base.ids import content_hash, derive_id
 from metier.records.traces.calls import Skipped, chat_message
 from metier.records.traces.files import read_rows
@@ -151,11 +149,9 @@ def read_queue(path: Path) -> Queue:
 
 def _from_yaml(path: Path) -> tuple[Mapping[str, Any], Iterable[tuple[str, Mapping[str, Any]] | Skipped]]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise DataError(f"there is no queue {path}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        raw = read_yaml(path)
+    except ConfigError as error:
+        raise DataError(str(error)) from error
     if not isinstance(raw, dict) or "items" not in raw:
         raise DataError(f"{path} is no queue: it needs `items`, a list or the name of a file; see docs/labelling.md")
     items = raw["items"]

@@ -8,12 +8,10 @@ Does not protect: a SQLite file on a network file system, where its locks do not
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import (
     Boolean,
@@ -28,7 +26,6 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     create_engine,
-    event,
     insert,
     select,
 )
@@ -36,6 +33,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from metier.base.errors import LedgerError
+from metier.records.database import sqlite_engine
 
 __all__ = ["LabelDatabase", "drafts", "items", "keys", "log", "pending", "people", "queues", "slots"]
 
@@ -143,7 +141,7 @@ class LabelDatabase:
     def writing(self) -> Iterator[Connection]:
         """One transaction; writers of one queue come one after the other."""
         with self._turn, self._errors(), self._engine.connect() as connection:
-            connection.execution_options(label_write=True)
+            connection.execution_options(metier_write=True)
             with connection.begin():
                 connection.execute(select(queues.c.queue).where(queues.c.queue == self.queue).with_for_update()).all()
                 yield connection
@@ -180,17 +178,5 @@ def _engine(where: str | Path) -> Engine:
         return create_engine(url.set(drivername=driver), pool_pre_ping=True)
     # No pool: a file that was moved away and put back is opened anew, not written to where nobody sees it.
     file = URL.create("sqlite", database=str(where))
-    engine = create_engine(file, poolclass=NullPool, connect_args={"timeout": _BUSY_SECONDS})
-
-    @event.listens_for(engine, "connect")
-    def _connected(raw: sqlite3.Connection, _: Any) -> None:
-        raw.isolation_level = None
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
-            raw.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("label_write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
+    pragmas = ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON")
+    return sqlite_engine(file, pragmas, seconds=_BUSY_SECONDS, poolclass=NullPool)

@@ -10,8 +10,8 @@ it is their queue that is filled.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 
@@ -47,6 +47,12 @@ class Choice:
     rank: float  # 1 is worth most for its cost
     propensity: float  # the chance that it is asked
     arm: str | None  # priority or uniform; None where it was not drawn
+
+    @property
+    def why(self) -> dict[str, Any]:
+        """What made it worth asking, as plain values."""
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "candidate"}
+        return {"kind": self.candidate.kind, **rest}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

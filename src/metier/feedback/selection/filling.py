@@ -11,13 +11,13 @@ earlier draw had asked was no candidate of that draw.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from metier.base.errors import DataError
+from metier.base.files import write_whole
 from metier.feedback.people.queue import Kind, Queue, read_queue
 from metier.feedback.selection.candidates import Asking, Found, find_candidates
 from metier.feedback.selection.choose import Chosen, Per, choose, item_id
@@ -110,36 +110,12 @@ def _write(path: Path, head: dict[str, Any], asking: Asking, chosen: Chosen, see
         name = item_id(asking.criterion, candidate.episodes)
         left = asking.people - candidate.known.people
         rows.append({"id": name, "episodes": candidate.episodes, "propensity": one.propensity, "overlap": left})
-        why = {"item": name, "task": candidate.task_id, "kind": candidate.kind, "propensity": one.propensity}
-        parts = (
-            "arm",
-            "rank",
-            "value",
-            "per_cost",
-            "seconds",
-            "uncertainty",
-            "disagreement",
-            "ensemble",
-            "coverage",
-            "weakness",
-        )
-        why |= {part: getattr(one, part) for part in (*parts, "duel")}
-        why |= {"candidates": len(chosen.choices), "drawn": len(chosen.drawn), "seed": seed}
-        whys.append(why)
+        drew = {"candidates": len(chosen.choices), "drawn": len(chosen.drawn), "seed": seed}
+        whys.append({"item": name, "task": candidate.task_id, **one.why, **drew})
     # The reasons first: whatever stands in the queue can be explained, also after a crash.
     known = {item.id for item in before.items} if before else set()
     log = why_file(path)
     told = [line for line in log.read_text(encoding="utf-8").splitlines() if line] if log.exists() else []
     kept = [line + "\n" for line in told if json.loads(line)["item"] in known]
-    _replace(log, "".join(kept) + "".join(json.dumps(why) + "\n" for why in whys))
-    _replace(path, there + "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Put text in a file in one step."""
-    fresh = path.with_name(path.name + ".new")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    write_whole(log, "".join(kept) + "".join(json.dumps(why) + "\n" for why in whys))
+    write_whole(path, there + "".join(json.dumps(row) + "\n" for row in rows))

@@ -28,6 +28,7 @@ BUILT_IN = {
     "inspect": "metier.feedback.verifiers.foreign:Inspect",
     "instructions": "metier.feedback.verifiers.instructions:Instructions",
     "json_schema": "metier.feedback.verifiers.json_schema:JsonSchema",
+    "judge": "metier.feedback.judges.verifier:JudgeVerifier",
     "math": "metier.feedback.verifiers.math:Math",
     "reasoning_gym": "metier.feedback.verifiers.reasoning_gym:ReasoningGym",
     "regex": "metier.feedback.verifiers.regex:Regex",

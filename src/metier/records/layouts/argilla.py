@@ -8,15 +8,14 @@ judge's, responses a person's. Discarded responses are abstentions; drafts are l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from metier.records.layouts.items import Item, Said, asked_and_answered, guarded
+from metier.records.layouts.items import Item, Said, asked_and_answered
 from metier.records.traces.calls import Skipped, mapping, number
-from metier.records.traces.files import Row
 from metier.records.types import Source
 
-__all__ = ["fits", "read", "statement"]
+__all__ = ["fits", "item", "statement"]
 
 _EDGES = {"left": 0, "right": 1, "tie": 0.5, "equal": 0.5}
 
@@ -26,13 +25,8 @@ def fits(row: Mapping[str, Any]) -> bool:
     return isinstance(row.get("fields"), Mapping) and bool({"responses", "suggestions"} & row.keys())
 
 
-def read(rows: Iterable[Row]) -> Iterator[Item | Skipped]:
-    """An item for each record."""
-    for place, row in rows:
-        yield from guarded(place, _item, row)
-
-
-def _item(place: str, row: Mapping[str, Any]) -> Item:
+def item(place: str, row: Mapping[str, Any]) -> Item:
+    """What one record holds. Raises `DataError`; see `guarded`."""
     prompt, answers, names = asked_and_answered(row["fields"])
     said: list[Said] = []
     skipped: list[Skipped] = []

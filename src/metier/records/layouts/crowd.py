@@ -9,16 +9,15 @@ aggregation. A worker who labels a task again is taken at the later word, by `at
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from metier.base.errors import DataError
-from metier.records.layouts.items import Item, Said, guarded, messages_of
-from metier.records.traces.calls import Skipped, seconds_of
-from metier.records.traces.files import Row
+from metier.records.layouts.items import Item, Said, messages_of
+from metier.records.traces.calls import seconds_of
 from metier.records.types import Source
 
-__all__ = ["CRITERION", "GOLD", "fits", "read"]
+__all__ = ["CRITERION", "GOLD", "fits", "item"]
 
 CRITERION = "label"
 GOLD = Source(kind="outcome", name="gold", version="1")
@@ -29,13 +28,8 @@ def fits(row: Mapping[str, Any]) -> bool:
     return {"task", "worker"} <= row.keys()
 
 
-def read(rows: Iterable[Row]) -> Iterator[Item | Skipped]:
-    """An item for each row; rows of one task come together in the ledger, where it has one id."""
-    for place, row in rows:
-        yield from guarded(place, _item, row)
-
-
-def _item(place: str, row: Mapping[str, Any]) -> Item:
+def item(place: str, row: Mapping[str, Any]) -> Item:
+    """What one row holds; rows of one task come together in the ledger, where it has one id. Raises `DataError`."""
     for name in ("task", "worker", "label"):
         if row.get(name) in (None, ""):
             raise DataError(f"half a row: `{name}` is missing")

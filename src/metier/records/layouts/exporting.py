@@ -25,7 +25,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from metier.base.errors import DataError
 from metier.base.ids import content_hash, derive_id
 from metier.records.arrow import SCHEMA, to_arrow
 from metier.records.ledger import Ledger
-from metier.records.types import DatasetKind, DatasetManifest, Episode, Feedback, Run
+from metier.records.types import DatasetKind, DatasetManifest, Episode, Feedback
 from metier.records.view import LedgerView
 
 __all__ = ["EXPORTS", "Exported", "export", "rewrite", "rows_of"]
@@ -78,7 +77,8 @@ def export(ledger: Ledger, path: Path, layout: str, **where: str | None) -> Expo
     if layout not in EXPORTS:
         raise DataError(f"unknown layout {layout!r}{did_you_mean(layout, list(EXPORTS))}")
     query = {"export": layout, **{name: value for name, value in where.items() if value is not None}}
-    run_id = _run(ledger)
+    run_id = derive_id("run", "export")
+    ledger.ensure_run(run_id, "export", {})
     feedback: dict[str, None] = {}
     episodes: dict[str, None] = {}
 
@@ -365,20 +365,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _run(ledger: Ledger) -> str:
-    run_id = derive_id("run", "export")
-    if all(run.id != run_id for run in ledger.runs()):
-        ledger.add_run(
-            Run(
-                id=run_id,
-                recipe="export",
-                config={},
-                seed=0,
-                folder="",
-                code_version=version("metier"),
-                created_at=now(),
-            )
-        )
-    return run_id

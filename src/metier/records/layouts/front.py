@@ -18,7 +18,7 @@ from metier.records.layouts.importing import LAYOUTS, import_layout
 from metier.records.ledger import Ledger
 from metier.records.traces.calls import Skipped
 from metier.records.traces.files import Row, read_batches, read_rows
-from metier.records.traces.importing import FORMATS, Imported, import_traces, known_ids
+from metier.records.traces.importing import FORMATS, Imported, import_traces
 from metier.records.types import Feedback
 
 __all__ = ["KNOWN", "import_files"]
@@ -107,7 +107,7 @@ def _take(ledger: Ledger, done: Imported, rows: Iterable[Row | Skipped], on_batc
     while batch := list(itertools.islice(feed, _BATCH)):
         done.skipped += [row for row in batch if isinstance(row, Skipped)]
         made = list(_statements(done, [row for row in batch if not isinstance(row, Skipped)]))
-        known = known_ids(ledger, schema.feedback, [s.id for _, s in made])
+        known = ledger.known(schema.feedback, [s.id for _, s in made])
         try:
             ledger.add_feedback([s for _, s in made])
         except (DataError, LedgerError):

@@ -22,11 +22,11 @@ from metier.base.ids import content_hash, derive_id
 from metier.records import schema
 from metier.records.forgetting import forgotten, names_of
 from metier.records.layouts import argilla, crowd, label_studio, trl
-from metier.records.layouts.items import Item, Said
+from metier.records.layouts.items import Item, Said, guarded
 from metier.records.ledger import Ledger
 from metier.records.traces.calls import Skipped, digests
-from metier.records.traces.files import Row
-from metier.records.traces.importing import Imported, add_run, add_statements, held_out_tasks, known_ids
+from metier.records.traces.files import Row, readable
+from metier.records.traces.importing import Imported, add_statements, held_out_tasks
 from metier.records.types import Abstention, Cost, Episode, Feedback, Span, Task, Weights
 
 __all__ = ["LAYOUTS", "import_layout"]
@@ -60,19 +60,12 @@ def import_layout(
     skipped: list[Skipped] = []
     run_id = derive_id("run", "import", source)
     done = Imported(layout, run_id, skipped=skipped)
-    add_run(ledger, run_id, source)
+    ledger.ensure_run(run_id, "import", {"source": source})
     held_out = held_out_tasks(ledger, split)
     with ledger.reading() as connection:
         gone = forgotten(connection)
 
-    def readable() -> Iterable[Row]:
-        for row in rows:
-            if isinstance(row, Skipped):
-                skipped.append(row)
-            else:
-                yield row
-
-    items = LAYOUTS[layout].read(readable())
+    items = (guarded(place, LAYOUTS[layout].item, row) for place, row in readable(rows, skipped))
     while batch := list(itertools.islice(items, _BATCH)):
         good = [item for item in batch if isinstance(item, Item)]
         skipped += [item for item in batch if isinstance(item, Skipped)]
@@ -111,9 +104,9 @@ def _take(
                 statements.append(_statement(said, own, done.run_id))
             except DataError as error:
                 done.skipped.append(Skipped(item.place, str(error)))
-    known = known_ids(ledger, schema.tasks, list(tasks))
+    known = ledger.known(schema.tasks, list(tasks))
     ledger.add_tasks([task for task_id, task in tasks.items() if task_id not in known])
-    known = known_ids(ledger, schema.episodes, list(episodes))
+    known = ledger.known(schema.episodes, list(episodes))
     ledger.add_episodes([episode for episode_id, episode in episodes.items() if episode_id not in known])
     done.episodes += len(episodes) - len(known)
     done.episodes_known += len(known)

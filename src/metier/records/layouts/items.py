@@ -9,7 +9,7 @@ Left out: reading files (`traces/files.py`) and what becomes of items (`importin
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,14 +61,14 @@ class Item:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-def guarded(place: str, make: Any, row: Mapping[str, Any]) -> Iterator[Item | Skipped]:
+def guarded(place: str, make: Any, row: Mapping[str, Any]) -> Item | Skipped:
     """What is made of one row; where it is of an unexpected form, that it is skipped, and why."""
     try:
-        yield make(place, row)
+        return make(place, row)  # type: ignore[no-any-return]
     except DataError as error:
-        yield Skipped(place, str(error))
+        return Skipped(place, str(error))
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        yield Skipped(place, f"of an unexpected form: {type(error).__name__}")
+        return Skipped(place, f"of an unexpected form: {type(error).__name__}")
 
 
 def messages_of(value: Any, role: str, what: str) -> tuple[Message, ...]:

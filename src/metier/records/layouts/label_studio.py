@@ -9,17 +9,16 @@ who said what, and are not read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from metier.records.layouts.argilla import statement
-from metier.records.layouts.items import Item, Said, asked_and_answered, guarded
+from metier.records.layouts.items import Item, Said, asked_and_answered
 from metier.records.traces.calls import Skipped, mapping, number, seconds_of
-from metier.records.traces.files import Row
 from metier.records.types import Source
 
-__all__ = ["fits", "read"]
+__all__ = ["fits", "item"]
 
 
 def fits(row: Mapping[str, Any]) -> bool:
@@ -27,13 +26,8 @@ def fits(row: Mapping[str, Any]) -> bool:
     return isinstance(row.get("data"), Mapping) and isinstance(row.get("annotations"), list)
 
 
-def read(rows: Iterable[Row]) -> Iterator[Item | Skipped]:
-    """An item for each task."""
-    for place, row in rows:
-        yield from guarded(place, _item, row)
-
-
-def _item(place: str, row: Mapping[str, Any]) -> Item:
+def item(place: str, row: Mapping[str, Any]) -> Item:
+    """What one task holds. Raises `DataError`; see `guarded`."""
     prompt, answers, names = asked_and_answered(row["data"])
     said: list[Said] = []
     skipped: list[Skipped] = []

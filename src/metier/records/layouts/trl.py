@@ -14,17 +14,16 @@ who said it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from metier.base.errors import DataError
 from metier.base.ids import content_hash
-from metier.records.layouts.items import Answer, Item, Said, guarded, messages_of
-from metier.records.traces.calls import Skipped, number
-from metier.records.traces.files import Row
+from metier.records.layouts.items import Answer, Item, Said, messages_of
+from metier.records.traces.calls import number
 from metier.records.types import Message, Source
 
-__all__ = ["SOURCE", "fits", "read"]
+__all__ = ["SOURCE", "fits", "item"]
 
 SOURCE = Source(kind="person", name="dataset", version="1")
 _EVIDENCE = ("score_chosen", "score_rejected", "margin")
@@ -36,13 +35,8 @@ def fits(row: Mapping[str, Any]) -> bool:
     return {"chosen", "rejected"} <= row.keys() or ("prompt" in row and "messages" not in row)
 
 
-def read(rows: Iterable[Row]) -> Iterator[Item | Skipped]:
-    """An item for each row."""
-    for place, row in rows:
-        yield from guarded(place, _item, row)
-
-
-def _item(place: str, row: Mapping[str, Any]) -> Item:
+def item(place: str, row: Mapping[str, Any]) -> Item:
+    """What one row holds. Raises `DataError`; see `guarded`."""
     named = row.get("annotator") or row.get("source")
     source = Source(kind="person", name=str(named), version="1") if named else SOURCE
     if "chosen" in row or "rejected" in row:

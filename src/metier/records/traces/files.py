@@ -9,14 +9,14 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from metier.base.errors import DataError
 from metier.records.traces.calls import Skipped
 
-__all__ = ["Row", "read_batches", "read_rows"]
+__all__ = ["Row", "read_batches", "read_rows", "readable"]
 
 _PAGE = {"data", "meta", "next_cursor", "links", "object", "has_more", "first_id", "last_id"}
 Row = tuple[str, Mapping[str, Any]]  # where it stands, for people, and what it holds
@@ -72,6 +72,15 @@ def _csv(path: Path) -> Iterator[Row | Skipped]:
             if row is None:
                 return
             yield f"{path.name}:{reader.line_num}", {k: v for k, v in row.items() if k is not None and v != ""}
+
+
+def readable(rows: Iterable[Row | Skipped], skipped: list[Skipped]) -> Iterator[Row]:
+    """The rows that can be read; the others go to `skipped` as they come."""
+    for row in rows:
+        if isinstance(row, Skipped):
+            skipped.append(row)
+        else:
+            yield row
 
 
 def read_batches(path: Path) -> Iterator[Any]:

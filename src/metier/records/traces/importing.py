@@ -19,12 +19,11 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import Table, select
+from sqlalchemy import select
 
 from metier.base.clock import now
 from metier.base.config import did_you_mean
@@ -33,16 +32,14 @@ from metier.base.ids import canonical_json, content_hash, derive_id
 from metier.records import schema
 from metier.records.forgetting import forgotten, names_of, users_of
 from metier.records.ledger import Ledger
-from metier.records.rows import rows_among
 from metier.records.traces import langfuse, openai, otel, phoenix
 from metier.records.traces.calls import Call, Conversation, Remark, Skipped, conversations, digests
-from metier.records.traces.files import Row, read_rows
+from metier.records.traces.files import Row, read_rows, readable
 from metier.records.traces.scrub import Scrubber
 from metier.records.types import (
     Cost,
     Episode,
     Feedback,
-    Run,
     Span,
     Task,
     Tool,
@@ -54,11 +51,9 @@ from metier.records.types import (
 __all__ = [
     "FORMATS",
     "Imported",
-    "add_run",
     "add_statements",
     "held_out_tasks",
     "import_traces",
-    "known_ids",
 ]
 
 FORMATS: dict[str, ModuleType] = {"openai": openai, "otel": otel, "langfuse": langfuse, "phoenix": phoenix}
@@ -168,7 +163,7 @@ def import_traces(
     good, name = _format(rows, format, files, skipped)
     run_id = derive_id("run", "import", source)
     done = Imported(name, run_id, skipped=skipped)
-    add_run(ledger, run_id, source)
+    ledger.ensure_run(run_id, "import", {"source": source})
     held_out = held_out_tasks(ledger)
     with ledger.reading() as connection:
         gone = forgotten(connection)
@@ -211,14 +206,7 @@ def _format(
     if given is not None and given not in FORMATS:
         raise DataError(f"unknown format {given!r}{did_you_mean(given, list(FORMATS))}")
 
-    def readable() -> Iterable[Row]:
-        for row in rows:
-            if isinstance(row, Skipped):
-                skipped.append(row)
-            else:
-                yield row
-
-    good = iter(readable())
+    good = readable(rows, skipped)
     if given is not None:
         return good, given
     for row in good:
@@ -228,23 +216,6 @@ def _format(
         skipped.append(Skipped(row[0], "a row of no known format"))
     raise DataError(
         f"{', '.join(map(str, files))}: no row is of a known format; name it with --format: {', '.join(FORMATS)}"
-    )
-
-
-def add_run(ledger: Ledger, run_id: str, source: str) -> None:
-    """Add the run that stands for all imports of a source."""
-    if known_ids(ledger, schema.runs, [run_id]):
-        return
-    ledger.add_run(
-        Run(
-            id=run_id,
-            recipe="import",
-            config={"source": source},
-            seed=0,
-            folder="",
-            code_version=version("metier"),
-            created_at=now(),
-        )
     )
 
 
@@ -290,20 +261,14 @@ def _take(
         done.calls += len(conversation.calls)
         index.add(one)
         allowed.setdefault(one.episode.id, one)
-    known = known_ids(ledger, schema.episodes, list(allowed))
+    known = ledger.known(schema.episodes, list(allowed))
     new = [one for episode_id, one in allowed.items() if episode_id not in known]
     tasks = {one.task.id: one.task for one in new}
-    there = known_ids(ledger, schema.tasks, list(tasks))
+    there = ledger.known(schema.tasks, list(tasks))
     ledger.add_tasks([task for task_id, task in tasks.items() if task_id not in there])
     ledger.add_episodes([one.episode for one in new])
     done.episodes += len(new)
     done.episodes_known += len(allowed) - len(new)
-
-
-def known_ids(ledger: Ledger, table: Table, ids: Sequence[str]) -> set[str]:
-    """Those of the ids that the table has."""
-    with ledger.reading() as connection:
-        return {row.id for row in rows_among(connection, select(table.c.id), table.c.id, ids)}
 
 
 def _spoken(
