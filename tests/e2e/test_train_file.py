@@ -69,6 +69,21 @@ def settings(tiny_model: Path, tmp_path: Path, objective: str, **more: Any) -> F
     return FitSettings(**{**given, "out": str(tmp_path / "out"), "dtype": "float32", "lr": 1e-2, "batch": 4, **more})
 
 
+def test_a_row_of_any_type_has_a_weight(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    encoder = Encoder(tokenizer, get_renderer(tokenizer))
+    for objective, kind in (("sft", "single"), ("dpo", "pair"), ("kto", "judged")):
+        row = rows_for(objective)[0]
+        for weight, kept in ((0.25, 0.25), (None, 1.0), (0, 0.0)):
+            assert {e.weight for e in encoder.unit({**row, "weight": weight}, kind, 1)} == {kept}
+        for wrong in (-1, "much", float("nan"), True):
+            with pytest.raises(DataError, match="row 7: the weight of a row must be a number, 0 or more"):
+                encoder.unit({**row, "weight": wrong}, kind, 7)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 3}]
+    (example,) = encoder.unit({"messages": turns, "weight": 0.5}, "single", 1)
+    assert set(example.weight) == {1.5}  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("objective", ["sft", "dpo", "kto", "orpo", "simpo"])
 def test_what_is_better_becomes_likelier(objective: str, tiny_model: Path, tmp_path: Path) -> None:
     written(tmp_path, rows_for(objective))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from metier.train.advantages import batch_advantages, gae, group_advantages, kl_
 from metier.train.objectives import registry
 from metier.train.objectives.policy import PRESETS, PolicyGradient
 from metier.train.objectives.preferences import Dpo, Kto, Orpo, Simpo, kto_point
+from metier.train.objectives.reward import ProcessReward, Reward
 from metier.train.objectives.sft import Sft
 from metier.train.optimizer import schedule
 from metier.train.packing import Example, Packed, pack
@@ -266,6 +268,24 @@ def test_dpo_by_hand() -> None:
             assert metrics["margin"] / metrics["labels"] == pytest.approx(6 * math.log(2))
 
 
+@pytest.mark.parametrize("objective", [Dpo(sft_coef=0.5), Dpo(kind="ipo"), Simpo(), Orpo(), Reward(centre=0.1)])
+def test_a_pair_counts_as_much_as_it_weighs(objective: Any) -> None:
+    """Two pairs, of weights 3 and 0: three times the loss of the first alone, by the same N."""
+
+    def loss(*units: tuple[str, float]) -> float:
+        made = [
+            Example(ids, (0, 1, 1), unit=unit, target=target, weight=weight, reference_logprobs=(-1.0, -2.0))
+            for unit, weight in units
+            for ids, target in (((1, 2, 3), 1.0), ((1, 4, 5), 0.0))
+        ]
+        values = torch.linspace(-3, -0.2, 8, dtype=torch.float64)[: 2 * len(made)]
+        given = values[:, None] if objective.output == "scores" else values
+        return float(objective.loss(given, torch.zeros(len(values)), pack(made, heads=4), denominator=2.0)[0])
+
+    assert loss(("a", 3.0), ("b", 0.0)) == pytest.approx(3 * loss(("a", 1.0)), rel=1e-12)
+    assert loss(("a", 1.0), ("b", 2.0)) != pytest.approx(loss(("a", 1.0), ("b", 1.0)))
+
+
 def test_a_margin_moves_the_goal() -> None:
     # z = 6 ln 2 - margin = 2 ln 2 where the margin is 4 ln 2: L = -ln(4/5)
     batch = pairs(("a", 1.0, [0.25, 0.25]), ("a", 0.0, [0.2]), margin=4 * math.log(2))
@@ -305,6 +325,21 @@ def test_kto_by_hand() -> None:
     assert float(loss.detach()) == pytest.approx((2 / 3 + 1 / 5) / 2)
     assert slope_of(loss, policy) == pytest.approx([-2 / 9, -2 / 9, 2 / 25])
     assert metrics["kl"] / metrics["labels"] == pytest.approx(math.log(2))
+
+
+def test_judged_answers_and_steps_weigh_too() -> None:
+    judged = [
+        Example((1, 2), (0, 1), target=target, weight=weight, reference_logprobs=(-1.0,), advantage=(target,))
+        for target, weight in ((1.0, 3.0), (0.0, 0.0))
+    ]
+    for objective in (Kto(), ProcessReward()):
+        values = torch.tensor([-0.5, -0.7], dtype=torch.float64)
+        given = values if objective.output == "logprobs" else values[:, None]
+        both, one = (
+            float(objective.loss(given[: len(some)], torch.zeros(2), pack(some, heads=4), denominator=2.0)[0])
+            for some in (judged, [dataclasses.replace(judged[0], weight=1.0)])
+        )
+        assert both == pytest.approx(3 * one, rel=1e-12) and one != 0
 
 
 def test_kto_point_by_hand() -> None:

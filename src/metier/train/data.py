@@ -11,7 +11,8 @@
 through the renderer, so tools, tool results and the end of a turn are treated as
 everywhere else. Text is tokenised as it stands, prompt and completion apart so that no
 token spans both, with the end-of-text token after it. An assistant message of `messages`
-may carry a `weight`, as in OpenAI's format: 0 leaves the turn out of the loss.
+may carry a `weight`, as in OpenAI's format: 0 leaves the turn out of the loss. A row of any
+type may carry one too, a factor of its whole loss.
 
 Left out: streaming; images; choosing what to train on.
 """
@@ -153,19 +154,23 @@ class Encoder:
         """
         where = f"row {number}"
         try:
-            if kind == "pair":
-                return self._pair(row, where)
-            if kind == "steps":
-                return [replace(self._steps(row), key=where)]
-            if kind == "judged":
-                label = _needed(row, "label")
-                if label not in (True, False, 0, 1):
-                    raise DataError(f"label must be true or false, got {label!r}")
-                answer = self._answer(_needed(row, "prompt"), _needed(row, "completion"), row)
-                return [replace(answer, target=float(label), key=where)]
-            return [replace(self._single(row), key=where)]
+            factor = _weight(row, "row")
+            return [_times(example, factor) for example in self._unit(row, kind, where)]
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
+
+    def _unit(self, row: Mapping[str, Any], kind: Kind, where: str) -> list[Example]:
+        if kind == "pair":
+            return self._pair(row, where)
+        if kind == "steps":
+            return [replace(self._steps(row), key=where)]
+        if kind == "judged":
+            label = _needed(row, "label")
+            if label not in (True, False, 0, 1):
+                raise DataError(f"label must be true or false, got {label!r}")
+            answer = self._answer(_needed(row, "prompt"), _needed(row, "completion"), row)
+            return [replace(answer, target=float(label), key=where)]
+        return [replace(self._single(row), key=where)]
 
     def _single(self, row: Mapping[str, Any]) -> Example:
         if "messages" in row:
@@ -240,7 +245,7 @@ class Encoder:
     def _conversation(self, raw: Any, row: Mapping[str, Any]) -> Example:
         messages, tools = _messages(raw), _tools(row)
         rendered = self.renderer.render(messages, tools)
-        weights = [_weight(m) for m in raw if m.get("role") == "assistant"]
+        weights = [_weight(m, "message") for m in raw if m.get("role") == "assistant"]
         if all(w == 1 for w in weights):
             return Example(rendered.token_ids, rendered.loss_mask)
         turns = [len(list(run)) for own, run in itertools.groupby(rendered.loss_mask) if own]
@@ -279,11 +284,18 @@ def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _weight(message: Mapping[str, Any]) -> float:
-    """The factor of a turn's loss."""
-    weight = message.get("weight", 1)
+def _times(example: Example, factor: float) -> Example:
+    given = example.weight
+    weight = tuple(factor * one for one in given) if isinstance(given, tuple) else factor * given
+    return example if factor == 1 else replace(example, weight=weight)
+
+
+def _weight(holder: Mapping[str, Any], what: str) -> float:
+    """The factor of the loss of a row or of a turn."""
+    weight = holder.get("weight")
+    weight = 1 if weight is None else weight
     if not _finite(weight) or weight < 0:
-        raise DataError(f"the weight of a message must be a number, 0 or more, got {weight!r}")
+        raise DataError(f"the weight of a {what} must be a number, 0 or more, got {weight!r}")
     return float(weight)
 
 

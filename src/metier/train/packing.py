@@ -112,6 +112,11 @@ class Packed:
         """Labels of each example, 1 at least so that it can divide."""
         return torch.bincount(self.example_M, minlength=self.examples).clamp(min=1)
 
+    @property
+    def weight_B(self) -> Tensor:
+        """The factor of each example, where its loss is one number: the mean over its labels."""
+        return self.means(self.weight_M)
+
     def sums(self, values_M: Tensor) -> Tensor:
         """Sums over each example's labels, shape (B,)."""
         return values_M.new_zeros(self.examples).index_add(0, self.example_M, values_M)

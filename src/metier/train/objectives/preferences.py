@@ -2,7 +2,8 @@
 
 Examples come in units of two, whose `target` is 1 for the better and 0 for the worse side
 (KTO judges single examples). Policy log-probabilities have gradients; reference ones come
-with the examples, computed once.
+with the examples, computed once. The loss of a pair, or of a judged example, is multiplied
+by its `weight`; N counts pairs and examples, whatever they weigh.
 
 Shape legend: M labels, B examples, U units (pairs) of one micro-batch.
 """
@@ -126,10 +127,16 @@ class Dpo(_Pairwise):
             loss_U = relu(1 - z_U)
         else:
             loss_U = (x_U - 1 / (2 * self.beta)).square()
-        total = loss_U.sum()
         if self.sft_coef:
-            total = total - self.sft_coef * batch.means(policy_logprobs_M)[better].sum()
-        return total / denominator, pair_metrics(policy_logprobs_M, entropy_M, lead_B * self.beta, better, worse)
+            loss_U = loss_U - self.sft_coef * batch.means(policy_logprobs_M)[better]
+        return weighed(loss_U, batch, better) / denominator, pair_metrics(
+            policy_logprobs_M, entropy_M, lead_B * self.beta, better, worse
+        )
+
+
+def weighed(loss_U: Tensor, batch: Packed, better: Tensor) -> Tensor:
+    """The sum of the pairs' losses, each times the pair's weight."""
+    return (batch.weight_B[better].to(loss_U.dtype) * loss_U).sum()
 
 
 def pair_metrics(
@@ -177,7 +184,7 @@ class Simpo(_Pairwise):
         mean_B = batch.means(policy_logprobs_M)
         loss_U = -logsigmoid(self.beta * (mean_B[better] - mean_B[worse]) - self.gamma)
         metrics = pair_metrics(policy_logprobs_M, entropy_M, mean_B * self.beta, better, worse)
-        return loss_U.sum() / denominator, metrics
+        return weighed(loss_U, batch, better) / denominator, metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +213,7 @@ class Orpo(_Pairwise):
         odds_B = mean_B - torch.log(-torch.expm1(mean_B))
         loss_U = -mean_B[better] - self.lam * logsigmoid(odds_B[better] - odds_B[worse])
         metrics = pair_metrics(policy_logprobs_M, entropy_M, mean_B * self.lam, better, worse)
-        return loss_U.sum() / denominator, metrics
+        return weighed(loss_U, batch, better) / denominator, metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +257,7 @@ class Kto:
         z_B = batch.margin_B.to(lead_B.dtype)
         good_B = batch.target_B > 0.5
         gain_B = torch.where(good_B, lead_B - z_B, z_B - lead_B)
-        weight_B = torch.where(good_B, self.good_weight, self.bad_weight).to(lead_B.dtype)
+        weight_B = torch.where(good_B, self.good_weight, self.bad_weight).to(lead_B.dtype) * batch.weight_B
         loss = (weight_B * (1 - torch.sigmoid(self.beta * gain_B))).sum() / denominator
         labels = float(policy_logprobs_M.numel())
         scale = labels / batch.examples

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from metier.base.errors import ConfigError, DataError
-from metier.train.objectives.preferences import sides
+from metier.train.objectives.preferences import sides, weighed
 from metier.train.packing import Packed
 
 __all__ = ["ProcessReward", "Reward"]
@@ -34,7 +34,8 @@ class Reward:
 
     With nu = 0 (no ties) P = s(x), the plain Bradley-Terry model. A tie is a pair whose
     sides both have `target` 0.5, its margin is ignored. With K heads L is the mean over
-    them; they differ by their random start. N = pairs of the whole optimiser step.
+    them; they differ by their random start. A pair's loss is multiplied by its weight. N =
+    pairs of the whole optimiser step.
 
     Symbols: s the score at an example's last label; nu the propensity to tie; `centre` pulls
     the scores of a pair towards opposite signs, so that scores of different runs compare.
@@ -83,7 +84,7 @@ class Reward:
         decided_U = ~drawn_U[:, 0]
         lead_U = lead_UK.detach().mean(-1)[decided_U]
         scale = labels / max(1, len(lead_U))
-        return cost_UK.mean(-1).sum() / denominator, {
+        return weighed(cost_UK.mean(-1), batch, first) / denominator, {
             "labels": labels,
             "margin": float(lead_U.sum()) * scale,
             "accuracy": float((lead_U > 0).sum()) * scale,
@@ -94,9 +95,9 @@ class Reward:
 class ProcessReward:
     """One logistic score for each step of an answer.
 
-    L = -(1/N) sum_t [ y_t ln s(z_t) + (1 - y_t) ln(1 - s(z_t)) ], N = steps of the whole optimiser step
+    L = -(1/N) sum_t w_t [ y_t ln s(z_t) + (1 - y_t) ln(1 - s(z_t)) ], N = steps of the whole optimiser step
 
-    Symbols: z_t the score at the last token of step t; y_t 1 where the step is right, 0 where
+    Symbols: w_t the example's weight; z_t the score at the last token of step t; y_t 1 where the step is right, 0 where
     it is wrong (`Example.advantage`, one for each label). Source: arXiv:2305.20050.
     """
 
@@ -116,7 +117,7 @@ class ProcessReward:
         right_M = batch.advantage_M.to(values_MK.dtype)
         cost_MK = binary_cross_entropy_with_logits(values_MK, right_M[:, None].expand_as(values_MK), reduction="none")
         hit_M = (values_MK.detach().mean(-1) > 0) == (right_M > 0.5)
-        return cost_MK.mean(-1).sum() / denominator, {
+        return (batch.weight_M.to(cost_MK.dtype) * cost_MK.mean(-1)).sum() / denominator, {
             "labels": float(len(right_M)),
             "accuracy": float(hit_M.sum()),
             "right": float(right_M.sum()),
