@@ -12,6 +12,7 @@ import typer
 
 from metier.cli.data import data_app
 from metier.cli.doctor import doctor
+from metier.cli.evaluate import evaluate
 from metier.cli.judge import judge
 from metier.cli.label import label
 from metier.cli.ledger import ledger_app
@@ -22,6 +23,7 @@ from metier.cli.runs import runs_app
 from metier.cli.serve import chat, serve
 from metier.cli.stats import stats_app
 from metier.cli.train import train
+from metier.cli.transfer import transfer
 from metier.cli.verify import verify
 
 __all__ = ["app"]
@@ -29,6 +31,7 @@ __all__ = ["app"]
 LOOP = "Loop: tasks, episodes, feedback, training, evaluation, report"
 
 FEEDBACK = "Feedback"
+EVALUATE = "Evaluate"
 FILES = "Files"
 SERVE = "Serve"
 MACHINE = "This machine"
@@ -69,6 +72,8 @@ app.command("label", rich_help_panel=FEEDBACK)(label)
 app.add_typer(data_app, name="data", rich_help_panel=FEEDBACK)
 ledger_app.command("next")(next_items)
 app.add_typer(ledger_app, name="ledger", rich_help_panel=FEEDBACK)
+app.command("evaluate", rich_help_panel=EVALUATE)(evaluate)
+app.command("transfer", rich_help_panel=EVALUATE)(transfer)
 app.add_typer(stats_app, name="stats", rich_help_panel=FILES)
 app.command("serve", rich_help_panel=SERVE)(serve)
 app.command("chat", rich_help_panel=SERVE)(chat)

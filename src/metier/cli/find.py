@@ -43,7 +43,7 @@ def find(ledger: Ledger, text: str, kinds: Sequence[Kind]) -> tuple[Kind, str]:
             return "run", runs[0].id
         folder = Path(text).resolve()
         for run in runs:
-            if Path(run.folder).resolve() == folder:
+            if run.folder and Path(run.folder).resolve() == folder:
                 return "run", run.id
     found: list[tuple[Kind, str]] = []
     with ledger.reading() as connection:

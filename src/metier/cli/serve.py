@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from metier.models.renderer import Renderer
     from metier.rollout.torch_engine import TorchEngine
 
-__all__ = ["chat", "serve"]
+__all__ = ["RendererOption", "chat", "load_checkpoint", "serve"]
 
 Checkpoint = Annotated[
     str, typer.Argument(help="A checkpoint's folder, its id or the start of one, a run, a hub id, or smollm2.")
@@ -52,7 +52,7 @@ def serve(
 
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         raise ConfigError(f"to listen at {host} an API key is needed, so that not everybody may ask; give --api-key")
-    engine, render, tokenizer, own_name = _load(checkpoint, renderer, dtype, ledger, rows)
+    engine, render, tokenizer, own_name = load_checkpoint(checkpoint, renderer, dtype, ledger, rows)
     listener, address = listen(host, port)  # clients are answered once the model speaks
     with Speaker(engine, max_waiting=waiting) as speaker:
         served = Served(
@@ -81,7 +81,7 @@ def chat(
     from metier.records.types import Message, Sampling
     from metier.rollout.engine import Request, Word
 
-    engine, render, tokenizer, own_name = _load(checkpoint, renderer, dtype, ledger, 1)
+    engine, render, tokenizer, own_name = load_checkpoint(checkpoint, renderer, dtype, ledger, 1)
     sampling = Sampling(temperature=temperature, max_turn_tokens=max_tokens)
     first = [] if system is None else [Message(role="system", content=system)]
     words: list[int] = []
@@ -136,7 +136,7 @@ def chat(
         print()
 
 
-def _load(
+def load_checkpoint(
     checkpoint: str, renderer: str, dtype: str, ledger: str | None, rows: int
 ) -> tuple[TorchEngine, Renderer, Any, str]:
     """Engine, renderer, tokenizer and name of what a person typed."""

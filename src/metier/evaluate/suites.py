@@ -1,26 +1,62 @@
 """Suites to numbers: run a policy on pinned tasks and keep what the verifiers say.
 
 Episodes are run in chunks of a fixed composition and each chunk is kept in the ledger as
-soon as it is done, so a crash costs one chunk, and the numbers do not depend on it.
+soon as it is done, so a crash costs one chunk, and the numbers do not depend on it. A task's
+second attempt has an id and a seed of its own, so more repeats go on from fewer. What the
+ledger holds for a run and stage is never run again, which is also how results are cached: an
+evaluation whose run id is made of everything that its results depend on (`cli/evaluate.py`)
+finds them there.
+
+A budget ends an evaluation between two chunks; what was not run is missing, not zero. What it
+does not protect against: tools and users whose answers change from day to day.
 """
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from metier.base.clock import monotonic
+from metier.base.errors import DataError
 from metier.base.executor import Executor
 from metier.base.seeds import derive_seed
 from metier.feedback.verify import verify_episodes
 from metier.records.ledger import Ledger
+from metier.records.lineage import why
 from metier.records.types import Episode, Feedback, Sampling, Task, Weights
 from metier.records.values import lowest_by_episode
-from metier.rollout.episodes import Plan, ToolLimits, kept_episodes, plan_id, run_episodes
+from metier.records.view import LedgerView
+from metier.rollout.episodes import Plan, ToolLimits, plan_id, run_episodes
 from metier.rollout.policy import Policy
 from metier.stats.intervals import share_interval
 
-__all__ = ["evaluate", "successes", "summary"]
+__all__ = ["Budget", "Place", "evaluate", "last_tries", "refuse_trained", "successes", "summary"]
+
+Place = tuple[str, int]
+"""A task's id and the number of the attempt at it, from 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """The most that an evaluation may take. What it did before a stop counts, but for the seconds."""
+
+    episodes: float = math.inf
+    tokens: float = math.inf  # read and written
+    usd: float = math.inf
+    seconds: float = math.inf  # wall time of one call of `evaluate`
+
+    def room(self, done: Sequence[Episode], seconds: float) -> int:
+        """How many episodes may still be begun after these: all that are left of the budget, or none."""
+        spent = (
+            (sum(e.cost.prompt_tokens + e.cost.completion_tokens for e in done), self.tokens),
+            (math.fsum(e.cost.usd for e in done), self.usd),
+            (seconds, self.seconds),
+        )
+        if any(amount >= most for amount, most in spent):
+            return 0
+        return int(min(max(0.0, self.episodes - len(done)), 1 << 60))
 
 
 def evaluate(
@@ -37,43 +73,84 @@ def evaluate(
     executor: Executor,
     on_chunk: Callable[[int, int, Sequence[Episode], Sequence[Feedback]], None],
     tools: ToolLimits | None = None,
+    repeats: int = 1,
+    budget: Budget | None = None,
+    again: bool = False,
+    enough: Callable[[], bool] | None = None,
 ) -> dict[str, list[float | None]]:
-    """Success of each task by split, in the order of the tasks; None where it is unscored.
+    """Success of each task by split, in the order of the tasks, each with its `repeats` one after the other.
 
-    `on_chunk(done, total, episodes, feedback)` is told of each new chunk. Chunks that the
-    ledger already holds for this run and stage are not run again.
+    None where it is unscored or was not run. `on_chunk(done, total, episodes, feedback)` is told of each
+    new chunk. Chunks that the ledger already holds for this run and stage are not run again; with `again`,
+    episodes that failed are, under ids of their own. Before each chunk `enough()` may end it.
     """
     tasks = [task for split in splits.values() for task in split]
     ledger.add_tasks(tasks)
     by_id = {task.id: task for task in tasks}
-    kept = {episode.id for episode in ledger.episodes(run_id=run_id, stage=stage)}
-    judged = {f.about[0] for f in ledger.feedback(run_id=run_id, about=sorted(kept))} if kept else set()
-    for start in range(0, len(tasks), chunk):
-        part = tasks[start : start + chunk]
-        plans = [
-            Plan(id=plan_id(run_id, stage, task.id), task=task, seed=derive_seed(seed, stage, task.id)) for task in part
-        ]
-        if all(plan.id in judged for plan in plans):
+    kept = ledger.episodes(run_id=run_id, stage=stage)
+    judged = {f.about[0] for f in ledger.feedback(run_id=run_id, about=[e.id for e in kept])} if kept else set()
+    tries: dict[Place, list[Episode]] = {}
+    for episode in kept:
+        tries.setdefault((episode.task_id, episode.index), []).append(episode)
+    limits, began, total = budget or Budget(), monotonic(), repeats * len(tasks)
+    for repeat in range(repeats):
+        for start in range(0, len(tasks), chunk):
+            here = tasks[start : start + chunk]
+            held = [tries[task.id, repeat][-1] for task in here if (task.id, repeat) in tries]
+            failed = {e.task_id for e in held if again and _failed(e)}
+            unjudged = [e for e in held if e.id not in judged and e.task_id not in failed]
+            present = {e.task_id for e in held} - failed
+            due = [task for task in here if task.id not in present]
+            if not due and not unjudged:
+                continue
+            if enough is not None and enough():
+                break
+            room = limits.room(kept, monotonic() - began)
+            plans = [
+                _plan(run_id, stage, seed, task, repeat, len(tries.get((task.id, repeat), ()))) for task in due[:room]
+            ]
+            drawn: list[Episode] = []
+            if plans:
+                drawn = run_episodes(
+                    policy, plans, sampling=sampling, weights=weights, run_id=run_id, stage=stage, tools=tools
+                )
+            ledger.add_episodes(drawn)
+            kept += drawn
+            feedback = verify_episodes(by_id, [*unjudged, *drawn], executor, run_id=run_id)
+            ledger.add_feedback(feedback)
+            if drawn or unjudged:
+                on_chunk(repeat * len(tasks) + start + len(here), total, [*unjudged, *drawn], feedback)
+            if len(plans) < len(due):
+                break
+        else:
             continue
-        draw = functools.partial(
-            run_episodes,
-            policy,
-            plans,
-            sampling=sampling,
-            weights=weights,
-            run_id=run_id,
-            stage=stage,
-            tools=tools,
-        )
-        episodes = kept_episodes(ledger, plans, draw)
-        feedback = verify_episodes(by_id, episodes, executor, run_id=run_id)
-        ledger.add_feedback(feedback)
-        on_chunk(min(start + chunk, len(tasks)), len(tasks), episodes, feedback)
-    found = successes(ledger, run_id, stage)
-    return {name: [found.get(plan_id(run_id, stage, task.id)) for task in split] for name, split in splits.items()}
+        break
+    verdicts = successes(ledger, run_id, stage)
+    counts = last_tries(ledger.episodes(run_id=run_id, stage=stage))
+    scores = {place: verdicts[episode.id] for place, episode in counts.items()}
+    return {
+        name: [scores.get((task.id, repeat)) for task in split for repeat in range(repeats)]
+        for name, split in splits.items()
+    }
 
 
-def successes(ledger: Ledger, run_id: str, stage: str) -> dict[str, float | None]:
+def _plan(run_id: str, stage: str, seed: int, task: Task, repeat: int, tried: int) -> Plan:
+    """The first attempt at a task is named by the task alone; the others and later tries say which they are."""
+    place: list[str | int] = [task.id, *([repeat] if repeat or tried else []), *([tried] if tried else [])]
+    return Plan(id=plan_id(run_id, stage, *place), task=task, seed=derive_seed(seed, stage, *place), index=repeat)
+
+
+def _failed(episode: Episode) -> bool:
+    """Whether something broke that was not the policy's."""
+    return episode.error is not None and episode.error_boundary != "policy"
+
+
+def last_tries(episodes: Sequence[Episode]) -> dict[Place, Episode]:
+    """Of each attempt the episode that counts: the last try."""
+    return {(episode.task_id, episode.index): episode for episode in episodes}
+
+
+def successes(ledger: LedgerView, run_id: str, stage: str) -> dict[str, float | None]:
     """Full success (1 or 0, None where unscored) of every episode of a stage."""
     episodes = [episode.id for episode in ledger.episodes(run_id=run_id, stage=stage)]
     values = lowest_by_episode(ledger.feedback(run_id=run_id, about=episodes))
@@ -90,3 +167,12 @@ def summary(values: Sequence[float | None], clusters: Sequence[str] | None = Non
         "n": interval.n,
         "unscored": sum(v is None for v in values),
     }
+
+
+def refuse_trained(ledger: LedgerView, checkpoint_id: str, tasks: Sequence[Task], what: str) -> None:
+    """What a checkpoint learnt from says nothing about how good it is. Raises `DataError`."""
+    datasets = [d.id for link in why(ledger, checkpoint_id).checkpoints for d in link.datasets]
+    trained = {task_id for dataset in datasets for task_id in ledger.dataset(dataset).task_ids}
+    caught = next((task for task in tasks if task.id in trained), None)
+    if caught is not None:
+        raise DataError(f"{what}: {checkpoint_id} was trained on task {caught.id}; measure it on others")

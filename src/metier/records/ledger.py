@@ -60,6 +60,7 @@ from metier.records.types import (
     Group,
     Profile,
     Run,
+    Stage,
     Suite,
     Task,
 )
@@ -130,7 +131,9 @@ class Ledger(LedgerView):
         with self.writing() as connection:
             self._insert(connection, Run, {run.id: run}, lambda r: {"created_at": r.created_at})
 
-    def ensure_run(self, run_id: str, recipe: str, config: Mapping[str, Any], *, seed: int = 0) -> None:
+    def ensure_run(
+        self, run_id: str, recipe: str, config: Mapping[str, Any], *, seed: int = 0, stages: tuple[Stage, ...] = ()
+    ) -> None:
         """Add the run that stands for work outside of recipes, where it is not there yet.
 
         It is looked up first: one that an older version of the code made stays as it is.
@@ -144,6 +147,7 @@ class Ledger(LedgerView):
                     seed=seed,
                     folder="",
                     code_version=version("metier"),
+                    stages=stages,
                     created_at=now(),
                 )
             )

@@ -216,8 +216,8 @@ class Task:
 
     @property
     def cluster(self) -> str:
-        """The group of tasks whose results may agree: one `meta.phrasing`, else one `meta.pair`, else the task."""
-        return str(self.meta.get("phrasing") or self.meta.get("pair") or self.id)
+        """The group of tasks whose results may agree: one `meta.phrasing`, `pair` or `cluster`, else the task."""
+        return str(self.meta.get("phrasing") or self.meta.get("pair") or self.meta.get("cluster") or self.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

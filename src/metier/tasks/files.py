@@ -5,7 +5,8 @@ A line holds `messages` (OpenAI chat format) or `prompt` (text), and optionally 
 (`{"name": ..., parameters}` or a name), `user` (a list of what the user says next, a reply to
 each text of the assistant; or who a model is to play), `workspace` (files by path, for the tools
 `run_python`, `run_shell` and `write_file`), `demonstration` (messages that continue the
-conversation), `split` (default "train") and `kind`. Every bad line is refused by number.
+conversation), `split` (default "train"), `kind`, and `cluster` (a name that tasks share whose results may agree).
+Every bad line is refused by number.
 
 A line as GSM8K has it, `question` and `answer` (a solution that ends in "#### 18"), is a task as well: the verifier
 `math` compares what the policy puts behind "####", and the solution is the demonstration.
@@ -23,7 +24,7 @@ from metier.base.seeds import rng_for
 from metier.records.types import EnvironmentSpec, Message, Task, Tool, VerifierSpec
 from metier.tasks.protocol import Environment
 
-__all__ = ["FILE", "FileFamily"]
+__all__ = ["FILE", "FileFamily", "task_of_line"]
 
 FILE = "file"  # the environment of a task that has a user who answers, or a workspace
 _KEYS = {
@@ -38,6 +39,7 @@ _KEYS = {
     "split",
     "kind",
     "licence",
+    "cluster",
 }
 
 
@@ -65,38 +67,11 @@ class FileFamily:
             raise DataError(f"{self.path} holds no tasks; write one JSON object per line")
 
     def _read(self, raw: Any, tools: Callable[[str], Tool]) -> None:
-        if not isinstance(raw, dict):
-            raise DataError("expected a JSON object")
-        raw = _of_gsm8k(raw) if "question" in raw else raw
-        unknown = sorted(raw.keys() - _KEYS)
-        if unknown:
-            raise DataError(f"unknown key {unknown[0]!r}; known are {', '.join(sorted(_KEYS))}")
-        if ("messages" in raw) == ("prompt" in raw):
-            raise DataError("a task has either 'messages' or 'prompt'")
-        messages = raw.get("messages") or [{"role": "user", "content": raw["prompt"]}]
-        verifier = raw.get("verifier", ())
-        answer = raw.get("answer", {})
-        answer = answer if isinstance(answer, Mapping) else {"answer": answer}
-        specs: tuple[VerifierSpec, ...] = ()
-        if verifier:
-            spec = {"name": verifier} if isinstance(verifier, str) else dict(verifier)
-            specs = (VerifierSpec(name=spec.pop("name"), params=spec or answer),)
-        task = Task(
-            family=self.name,
-            kind=str(raw.get("kind", "task")),
-            messages=tuple(Message.from_openai(m) for m in messages),
-            tools=tuple(tools(name) for name in raw.get("tools", ())),
-            answer=answer,
-            verifiers=specs,
-            environment=_environment(raw.get("user"), raw.get("workspace")),
-            split=str(raw.get("split", "train")),
-            source=self.path.name,
-            licence=str(raw.get("licence", "")),
-        )
+        task, gold = task_of_line(raw, tools, source=self.path.name)
         if task.id in self._gold:
             raise DataError("the same task stands in the file twice")
         self._tasks.append(task)
-        self._gold[task.id] = tuple(Message.from_openai(m) for m in raw.get("demonstration", ()))
+        self._gold[task.id] = gold
 
     def splits(self) -> Sequence[str]:
         """See `TaskFamily.splits`."""
@@ -124,6 +99,40 @@ class FileFamily:
         if not self._gold[task.id]:
             raise DataError(f"a task of {self.path} (split {task.split!r}) has no 'demonstration'; SFT needs one")
         return (*task.messages, *self._gold[task.id])
+
+
+def task_of_line(raw: Any, tools: Callable[[str], Tool], *, source: str) -> tuple[Task, tuple[Message, ...]]:
+    """The task of one line, and its demonstration. Raises `DataError`, `ValueError` or `TypeError` for what is none."""
+    if not isinstance(raw, dict):
+        raise DataError("expected a JSON object")
+    raw = _of_gsm8k(raw) if "question" in raw else raw
+    unknown = sorted(raw.keys() - _KEYS)
+    if unknown:
+        raise DataError(f"unknown key {unknown[0]!r}; known are {', '.join(sorted(_KEYS))}")
+    if ("messages" in raw) == ("prompt" in raw):
+        raise DataError("a task has either 'messages' or 'prompt'")
+    messages = raw.get("messages") or [{"role": "user", "content": raw["prompt"]}]
+    verifier = raw.get("verifier", ())
+    answer = raw.get("answer", {})
+    answer = answer if isinstance(answer, Mapping) else {"answer": answer}
+    specs: tuple[VerifierSpec, ...] = ()
+    if verifier:
+        spec = {"name": verifier} if isinstance(verifier, str) else dict(verifier)
+        specs = (VerifierSpec(name=spec.pop("name"), params=spec or answer),)
+    task = Task(
+        family=FileFamily.name,
+        kind=str(raw.get("kind", "task")),
+        messages=tuple(Message.from_openai(m) for m in messages),
+        tools=tuple(tools(name) for name in raw.get("tools", ())),
+        answer=answer,
+        verifiers=specs,
+        environment=_environment(raw.get("user"), raw.get("workspace")),
+        split=str(raw.get("split", "train")),
+        source=source,
+        licence=str(raw.get("licence", "")),
+        meta={"cluster": str(raw["cluster"])} if raw.get("cluster") not in (None, "") else {},
+    )
+    return task, tuple(Message.from_openai(m) for m in raw.get("demonstration", ()))
 
 
 def _of_gsm8k(raw: Mapping[str, Any]) -> dict[str, Any]:
