@@ -1,0 +1,1 @@
+"""The reward-transfer audit: does what is optimised arrive in what is wanted?"""

@@ -1,0 +1,170 @@
+"""How much of a reward is explained by features of form alone, gold held fixed.
+
+Everything is taken within prompts (values less their prompt's mean), since optimisation chooses among the
+responses to one prompt. With Z = [reward, gold, features] so centred and S_c = Z_c' Z_c the cross-products of
+cluster c, all figures are functions of S = sum_c S_c:
+
+    partial correlation   of reward and feature j at fixed gold:  s_rj.g / sqrt(s_rr.g s_jj.g),
+                          s_xy.g = s_xy - s_xg s_gy / s_gg
+    R^2 alone             of reward on all features:              1 - s_rr.F / s_rr
+    R^2 at fixed gold     what features add to gold:              1 - s_rr.gF / s_rr.g
+    R^2 of gold           what gold explains by itself:           1 - s_rr.g / s_rr
+
+So a bootstrap over clusters is a weighted sum of small matrices. R^2 is of the sample, not adjusted: with m
+features and n rows a reward of pure noise has about m/n; that is told beside it as `chance`.
+
+Legend: n rows, m features, B draws, G clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metier.stats.best_of_n import resample
+from metier.stats.intervals import Interval
+from metier.stats.transfer import Measured, interval_of_draws
+
+__all__ = ["Explained", "explained"]
+
+Floats = NDArray[np.float64]
+_NOTHING = 1e-12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explained:
+    """What form says of a reward, within prompts."""
+
+    n: int  # rows
+    prompts: int
+    partial: Mapping[str, Interval]  # correlation of each feature with reward at fixed gold; those that vary
+    alone: Interval | None  # R^2 of all features; None where the reward does not vary
+    beside_gold: Interval | None  # R^2 that they add where gold is held fixed; None where gold explains all
+    by_gold: Interval | None  # R^2 of gold by itself
+    chance: float  # R^2 that as many features have by chance
+    constant: tuple[str, ...]  # features that do not vary within any prompt
+    caveats: tuple[str, ...]
+
+
+def explained(
+    reward: Sequence[float],
+    gold: Sequence[float],
+    features: Mapping[str, Sequence[float]],
+    *,
+    prompts: Sequence[Hashable],
+    clusters: Sequence[Hashable] | None = None,
+    seed: int,
+    draws: int = 1000,
+) -> Explained:
+    """Of n rows, each of a prompt; `clusters` groups rows for the intervals, prompts unless told.
+
+    Raises `ValueError` where a column has another length, or there are fewer than two clusters.
+    """
+    n = len(reward)
+    grouped: Sequence[Hashable] = prompts if clusters is None else clusters
+    columns = [reward, gold, *features.values()]
+    if any(len(column) != n for column in (*columns, prompts, grouped)):
+        raise ValueError("reward, gold, each feature, prompts and clusters need one value for each row")
+    raw_nZ = np.array(columns, dtype=np.float64).T.reshape(n, -1)
+    centred_nZ = _within(raw_nZ, prompts)
+    scale_Z = np.sqrt((centred_nZ**2).sum(axis=0))
+    scale_Z[scale_Z < _NOTHING * np.maximum(1.0, np.abs(raw_nZ).max(axis=0, initial=0.0)) * max(n, 1)] = 0.0
+    unit_nZ = np.divide(centred_nZ, scale_Z, out=np.zeros_like(centred_nZ), where=scale_Z > 0)
+    names = list(features)
+    varying = [name for name, scale in zip(names, scale_Z[2:], strict=True) if scale > 0]
+    keep = [0, 1, *(2 + names.index(name) for name in varying)]
+    unit_nZ, scale_Z = unit_nZ[:, keep], scale_Z[keep]
+    order: dict[Hashable, int] = {}
+    place = np.array([order.setdefault(label, len(order)) for label in grouped], dtype=np.intp)
+    size, groups = unit_nZ.shape[1], len(order)
+    cross_GZZ = np.zeros((groups, size, size))
+    np.add.at(cross_GZZ, place, unit_nZ[:, :, None] * unit_nZ[:, None, :])
+    whole_ZZ = cross_GZZ.sum(axis=0)
+    weights_BG = resample(range(groups), draws, seed)
+    drawn_BZZ = (weights_BG @ cross_GZZ.reshape(groups, -1)).reshape(draws, size, size)
+    told = _Told(n=n, groups=groups, whole_ZZ=whole_ZZ, drawn_BZZ=drawn_BZZ)
+    shape = list(range(2, size))
+    caveats = []
+    if scale_Z[0] == 0:
+        caveats.append("the reward does not vary within any prompt: there is nothing to explain")
+    if scale_Z[1] == 0:
+        caveats.append("gold does not vary within any prompt, so it holds nothing fixed")
+    return Explained(
+        n=n,
+        prompts=len(set(prompts)),
+        partial={name: part for k, name in enumerate(varying, 2) if (part := told.partial(k)) is not None},
+        alone=told.share([], shape),
+        beside_gold=told.share([1], shape),
+        by_gold=told.share([], [1]),
+        chance=len(varying) / max(1, n - len(set(prompts))),
+        constant=tuple(name for name in names if name not in varying),
+        caveats=tuple(caveats),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Told:
+    n: int
+    groups: int
+    whole_ZZ: Floats
+    drawn_BZZ: Floats
+
+    def share(self, fixed: list[int], by: list[int]) -> Interval | None:
+        """R^2 of the reward (column 0) on the columns `by`, those of `fixed` held fixed."""
+        value = _share(self.whole_ZZ, fixed, by)
+        return None if np.isnan(value) else self._interval(value, [_share(s, fixed, by) for s in self.drawn_BZZ])
+
+    def partial(self, feature: int) -> Interval | None:
+        """The partial correlation of the reward with a column at fixed gold (column 1)."""
+        value = _partial(self.whole_ZZ, feature)
+        return None if np.isnan(value) else self._interval(value, [_partial(s, feature) for s in self.drawn_BZZ])
+
+    def _interval(self, value: float, drawn: list[float]) -> Interval | None:
+        drawn_B = np.array([x for x in drawn if not np.isnan(x)])
+        if drawn_B.size < 2:
+            return None
+        return interval_of_draws(Measured(value, drawn_B), n=self.n, clusters=self.groups)
+
+
+def _left(cross_ZZ: Floats, given: list[int], rows: list[int]) -> Floats:
+    """The cross-products of `rows` that the columns `given` leave over: a Schur complement."""
+    own = cross_ZZ[np.ix_(rows, rows)]
+    if not given:
+        return own
+    between = cross_ZZ[np.ix_(rows, given)]
+    left: Floats = (
+        own - between @ np.linalg.pinv(cross_ZZ[np.ix_(given, given)], rcond=1e-10, hermitian=True) @ between.T
+    )
+    return left
+
+
+def _share(cross_ZZ: Floats, fixed: list[int], by: list[int]) -> float:
+    before = float(_left(cross_ZZ, fixed, [0])[0, 0])
+    if before <= 1e-9 * float(cross_ZZ[0, 0]) or cross_ZZ[0, 0] <= 0:
+        return float("nan")
+    after = float(_left(cross_ZZ, [*fixed, *by], [0])[0, 0]) if by else before
+    return min(1.0, max(0.0, 1 - after / before))
+
+
+def _partial(cross_ZZ: Floats, feature: int) -> float:
+    left = _left(cross_ZZ, [1], [0, feature])
+    if left[0, 0] <= 1e-9 * cross_ZZ[0, 0] or left[1, 1] <= 1e-9 * cross_ZZ[feature, feature]:
+        return float("nan")
+    if left[0, 0] <= 0 or left[1, 1] <= 0:
+        return float("nan")
+    return float(np.clip(left[0, 1] / np.sqrt(left[0, 0] * left[1, 1]), -1.0, 1.0))
+
+
+def _within(rows_nZ: Floats, prompts: Sequence[Hashable]) -> Floats:
+    """Each column less the mean of its prompt."""
+    order: dict[Hashable, int] = {}
+    place = np.array([order.setdefault(label, len(order)) for label in prompts], dtype=np.intp)
+    if not order:
+        return rows_nZ
+    count = np.bincount(place)
+    means = np.stack([np.bincount(place, column) / count for column in rows_nZ.T], axis=1)
+    centred: Floats = rows_nZ - means[place]
+    return centred
