@@ -13,6 +13,7 @@ import typer
 from metier.cli.data import data_app
 from metier.cli.doctor import doctor
 from metier.cli.evaluate import evaluate
+from metier.cli.gate import gate
 from metier.cli.judge import judge
 from metier.cli.label import label
 from metier.cli.ledger import ledger_app
@@ -73,6 +74,7 @@ app.add_typer(data_app, name="data", rich_help_panel=FEEDBACK)
 ledger_app.command("next")(next_items)
 app.add_typer(ledger_app, name="ledger", rich_help_panel=FEEDBACK)
 app.command("evaluate", rich_help_panel=EVALUATE)(evaluate)
+app.command("gate", rich_help_panel=EVALUATE)(gate)
 app.command("transfer", rich_help_panel=EVALUATE)(transfer)
 app.add_typer(stats_app, name="stats", rich_help_panel=FILES)
 app.command("serve", rich_help_panel=SERVE)(serve)

@@ -1,9 +1,10 @@
 """The audit of one reward on a pool: curves of best of n, the verdict, the peak, false passes, form, exploits.
 
 All intervals of a curve and of the verdict come from one bootstrap over clusters of prompts, with reward and gold drawn
-together. A sample counts where it has both; what lacks gold is counted and told, never taken for 0. A prompt counts
-where it has n samples, for the largest n that nine of ten prompts have (a power of 2). The spread in which gains
-are told is that within prompts, since a choice among the responses to one prompt has nothing else to work with.
+together. A sample counts where it has both; what lacks gold is counted and told, never taken for 0. The largest n is
+the last power of 2 within half of the samples that nine of ten prompts have (at n = N a prompt would count with one
+response, and the verdict be as noisy as that); other prompts are left out. The spread in which gains are told is that
+within prompts, since a choice among the responses to one prompt has nothing else to work with.
 
 Pure: no disk, no clock; the seed decides the draws.
 
@@ -44,7 +45,7 @@ class Settings:
     high: float = 0.2  # the share of responses with the highest rewards that false passes are counted in
     draws: int = 2000  # of the bootstrap
     seed: int = 0
-    most: int | None = None  # the largest n; the pool's own unless told
+    most: int | None = None  # the largest n; half of a prompt's samples unless told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +145,9 @@ def audit_pool(pool: Pool, reward: str, settings: Settings | None = None, *, ans
         chosen = {one.id for one in failing}
         exploits = len(failing)
         clusters = exploit_clusters(failing, [one for one in both if one.id not in chosen], features, reward)
-        if len({one.cluster for one in both}) > 1:
-            form = _explained(both, reward, features, settings)
+    known = both or scored  # without any gold, nothing is held fixed; the result says so
+    if len({one.cluster for one in known}) > 1:
+        form = _explained(known, reward, features or {one.id: features_of(one.said) for one in scored}, settings)
     return Audit(
         reward=reward,
         transfer=transfer,
@@ -183,7 +185,7 @@ def _curves(
     if not sizes:
         return (), None, None, "no response has both the reward and gold", 0
     enough = sizes[len(sizes) // 10]
-    top = min(enough, settings.most or enough)
+    top = min(enough, settings.most or max(2, enough // 2))
     if top < 2:
         return (), None, None, "most prompts have one scored response: best of n needs two at least", len(groups)
     ns = [1 << k for k in range(top.bit_length())]
@@ -242,15 +244,15 @@ def _means(values_P: Floats, weights_BP: Floats) -> Floats:
 
 
 def _explained(
-    both: Sequence[Sample], reward: str, features: Mapping[str, Mapping[str, float]], settings: Settings
+    known: Sequence[Sample], reward: str, features: Mapping[str, Mapping[str, float]], settings: Settings
 ) -> Explained:
     names = list(next(iter(features.values())))
     return explained(
-        [_value(one, reward) for one in both],
-        [float(one.gold or 0.0) for one in both],
-        {name: [features[one.id][name] for one in both] for name in names},
-        prompts=[one.prompt for one in both],
-        clusters=[one.cluster for one in both],
+        [_value(one, reward) for one in known],
+        [float(one.gold or 0.0) for one in known],
+        {name: [features[one.id][name] for one in known] for name in names},
+        prompts=[one.prompt for one in known],
+        clusters=[one.cluster for one in known],
         seed=derive_seed(settings.seed, "explained", reward) % (1 << 32),
         draws=min(settings.draws, 500),
     )
