@@ -440,8 +440,8 @@ class Trait:
 
     name: str  # e.g. refusal, over-refusal, verbosity, asks-for-context
     value: float
-    low: float
-    high: float
+    low: float | None  # None where the data give no interval
+    high: float | None
     n: int
     unit: str = "share"
 
