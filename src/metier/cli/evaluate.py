@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from metier.evaluate.evaluation import Baseline, Evaluation, Measured
     from metier.records.ledger import Ledger
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "measured_model"]
 
 COLUMNS = ("suite", "n", "mean", "95 % interval", "unscored", "tokens", "seconds")
 
@@ -119,7 +119,7 @@ def evaluate(
         Path(where).parent.mkdir(parents=True, exist_ok=True)
     done: list[Evaluation] = []
     with (
-        _measured(model, endpoint, of_endpoint, identity, renderer, dtype, ledger) as measured,
+        measured_model(model, endpoint, of_endpoint, identity, renderer, dtype, ledger) as measured,
         Ledger.open(where) as records,
     ):
         from metier.evaluate.evaluation import run_suite
@@ -161,7 +161,7 @@ def _parted(given: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 @contextmanager
-def _measured(
+def measured_model(
     model: str,
     endpoint: str | None,
     of_endpoint: Sequence[str],
@@ -170,7 +170,7 @@ def _measured(
     dtype: str,
     ledger: str | None,
 ) -> Iterator[Measured]:
-    """The model, ready to be asked."""
+    """The model that a person typed, ready to be asked; at `endpoint` where one is given."""
     from metier.evaluate.evaluation import Measured
 
     if endpoint is not None:
