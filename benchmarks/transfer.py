@@ -36,7 +36,7 @@ from transfer_pool import SAMPLING, make, tasks_of_pool
 from metier.base.config import find_recipe, load_yaml
 from metier.base.files import write_whole
 from metier.evaluate.suites import successes
-from metier.evaluate.transfer.audit import Audit, Settings, audit_pool
+from metier.evaluate.transfer.audit import Audit, Settings, audit_pool, curves
 from metier.evaluate.transfer.pool import Pool, Sample
 from metier.evaluate.transfer.runs import audit_run, rl_stages
 from metier.evaluate.transfer.words import as_json, as_text
@@ -46,6 +46,7 @@ from metier.recipes.settings import Recipe
 from metier.records.ledger import Ledger
 from metier.records.types import Message
 from metier.stats.paired import paired
+from metier.stats.transfer import Transfer
 
 SEEDS = (1, 2, 3)
 AUDITED = 64  # tasks of an audit; the truth is of all others
@@ -103,7 +104,7 @@ class Case:
     kind: str
     name: str
     audits: list[Audit]
-    truths: list[Audit]
+    truths: list[Transfer | None]
 
     @property
     def truth(self) -> str:
@@ -112,8 +113,7 @@ class Case:
         return words.pop() if len(words) == 1 else "unclear"
 
 
-def truth_word(one: Audit) -> str:
-    found = one.transfer
+def truth_word(found: Transfer | None) -> str:
     if found is None or found.ratio is None:
         return "unclear"
     assert found.ratio.low is not None and found.ratio.high is not None
@@ -131,13 +131,12 @@ def planted_cases(folder: Path, pool: Pool) -> list[Case]:
         write_whole(where, json.dumps([as_json(case.audits[-1]) for case in cases], indent=1))
         write_whole(where.with_suffix(".txt"), "\n".join(as_text(case.audits[-1]) for case in cases))
         for case in cases:  # only now
-            case.truths.append(audit_pool(held, case.name, settings))
+            case.truths.append(curves(held.samples, case.name, settings)[1])
         print(f"seed {seed}: {Counter(case.audits[-1].verdict for case in cases)}", flush=True)
     return cases
 
 
-def ratio(one: Audit) -> str:
-    found = one.transfer
+def ratio(found: Transfer | None) -> str:
     if found is None or found.ratio is None or found.ratio.mean is None:
         return "–"
     return f"{found.ratio.mean:+.2f}"
@@ -174,13 +173,14 @@ def table(cases: list[Case], pool: Pool, samples: int) -> list[str]:
     for case in cases:
         words = Counter(one.verdict for one in case.audits)
         told = "; ".join(word if n == 3 else f"{word} ×{n}" for word, n in words.most_common())
-        first, truth = case.audits[0], case.truths[0].transfer
+        first, truth = case.audits[0], case.truths[0]
         fails = first.false_pass[0].fails.mean if first.false_pass else None
         form = first.explained.beside_gold.mean if first.explained and first.explained.beside_gold else None
         wide = "" if truth is None or truth.ratio is None else span(truth.ratio.low, truth.ratio.high)
+        ratios = " ".join(ratio(one.transfer) for one in case.audits)
         lines.append(
             f"| {case.name} | {KINDS[case.kind][case.name][0]} | {case.kind} | {told} "
-            f"| {' '.join(map(ratio, case.audits))} | {' '.join(map(ratio, case.truths))}{wide} | {case.truth} "
+            f"| {ratios} | {' '.join(map(ratio, case.truths))}{wide} | {case.truth} "
             f"| {'–' if fails is None else f'{100 * fails:.0f} %'} | {'–' if form is None else f'{100 * form:.0f} %'} |"
         )
     return [

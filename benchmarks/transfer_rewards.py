@@ -87,6 +87,8 @@ def demonstrated(task: Task) -> tuple[tuple[Message, ...], Mapping[str, Any]]:
         for message in messages:
             for call in message.tool_calls:
                 environment.call(call)
+            if message.role == "assistant" and not message.tool_calls:
+                environment.reply(message.content)
         _shown[task.id] = messages, environment.state()
     return _shown[task.id]
 
@@ -189,12 +191,10 @@ class DeskPlanted:
         tasks = DESK.tasks(split, n, seed)
         if split not in TRAINING:
             return tasks
-        return [
-            replace(
-                task, verifiers=(VerifierSpec("planted", {"reward": self.reward, "gold": task.verifiers[0].params}),)
-            )
-            for task in tasks
-        ]
+        return [replace(task, verifiers=(self._verifier(task),)) for task in tasks]
+
+    def _verifier(self, task: Task) -> VerifierSpec:
+        return VerifierSpec(name="planted", params={"reward": self.reward, "gold": task.verifiers[0].params})
 
     def environment(self, task: Task) -> Any:
         return DESK.environment(task)

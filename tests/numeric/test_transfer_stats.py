@@ -260,8 +260,10 @@ def test_how_many_more_items_would_decide_is_the_power_formula() -> None:
     assert found.more == math.ceil(unit**2 * found.ratio.se**2 * 50 / 0.1**2) - 50
     with pytest.raises(ValueError, match="margin"):
         judge_transfer(reward, gold, n=50, clusters=50, margin=1.5)
-    few = judge_transfer(reward, gold, n=8, clusters=8)
-    assert "few" in few.caveats[0]
+    few = judge_transfer(reward, drawn(1.2, 0.1, 1), n=12, clusters=12)
+    assert few.verdict == "transfers" and "few" in few.caveats[0]
+    fewer = judge_transfer(reward, drawn(1.2, 0.1, 1), n=16, clusters=8)  # too few for any word
+    assert fewer.verdict == "undecided" and fewer.more == 2 and "8 independent groups are too few" in fewer.why
 
 
 def test_the_interval_of_draws_is_their_quantiles() -> None:

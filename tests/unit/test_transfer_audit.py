@@ -145,6 +145,17 @@ def test_an_honest_reward_transfers_and_one_for_apologies_is_hacked(tmp_path: Pa
     assert json.loads(json.dumps(as_json(sorry), allow_nan=False))["alarm"] is True
 
 
+def test_too_few_prompts_are_undecided_and_it_says_how_many_more_would_decide(tmp_path: Path) -> None:
+    rows = rows_of(12, 8, seed=3)
+    for row in rows:
+        row["reward"] = {"weak": row["gold"] + 2 * row["reward"]["sorry"] + row["reward"]["honest"]}
+    pool = read_pool(written(tmp_path / "pool.jsonl", rows))
+    found = audit_pool(pool, "weak", Settings(draws=500))
+    assert found.verdict == "undecided" and found.transfer is not None and found.transfer.more is not None
+    assert f"about {found.transfer.more:,} more prompts would decide" in as_text(found)
+    assert any("few, so intervals are rough" in caveat for caveat in found.transfer.caveats)
+
+
 def test_the_same_seed_gives_the_same_audit_and_another_nearly_the_same(tmp_path: Path) -> None:
     pool = read_pool(written(tmp_path / "pool.jsonl", rows_of(20, 8)))
     one, again, other = (audit_pool(pool, "honest", Settings(draws=300, seed=seed)) for seed in (1, 1, 2))

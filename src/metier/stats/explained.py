@@ -114,48 +114,50 @@ class _Told:
 
     def share(self, fixed: list[int], by: list[int]) -> Interval | None:
         """R^2 of the reward (column 0) on the columns `by`, those of `fixed` held fixed."""
-        value = _share(self.whole_ZZ, fixed, by)
-        return None if np.isnan(value) else self._interval(value, [_share(s, fixed, by) for s in self.drawn_BZZ])
+        return self._interval(*(_share(cross, fixed, by) for cross in (self.whole_ZZ[None], self.drawn_BZZ)))
 
     def partial(self, feature: int) -> Interval | None:
         """The partial correlation of the reward with a column at fixed gold (column 1)."""
-        value = _partial(self.whole_ZZ, feature)
-        return None if np.isnan(value) else self._interval(value, [_partial(s, feature) for s in self.drawn_BZZ])
+        return self._interval(*(_partial(cross, feature) for cross in (self.whole_ZZ[None], self.drawn_BZZ)))
 
-    def _interval(self, value: float, drawn: list[float]) -> Interval | None:
-        drawn_B = np.array([x for x in drawn if not np.isnan(x)])
-        if drawn_B.size < 2:
+    def _interval(self, whole_1: Floats, drawn_B: Floats) -> Interval | None:
+        drawn_B = drawn_B[~np.isnan(drawn_B)]
+        if np.isnan(whole_1[0]) or drawn_B.size < 2:
             return None
-        return interval_of_draws(Measured(value, drawn_B), n=self.n, clusters=self.groups)
+        return interval_of_draws(Measured(float(whole_1[0]), drawn_B), n=self.n, clusters=self.groups)
 
 
-def _left(cross_ZZ: Floats, given: list[int], rows: list[int]) -> Floats:
-    """The cross-products of `rows` that the columns `given` leave over: a Schur complement."""
-    own = cross_ZZ[np.ix_(rows, rows)]
+def _left(cross_BZZ: Floats, given: list[int], rows: list[int]) -> Floats:
+    """The cross-products of `rows` that the columns `given` leave over: a Schur complement, in each draw."""
+    row, fixed = np.array(rows), np.array(given, dtype=np.intp)
+    own = cross_BZZ[:, row[:, None], row]
     if not given:
         return own
-    between = cross_ZZ[np.ix_(rows, given)]
-    left: Floats = (
-        own - between @ np.linalg.pinv(cross_ZZ[np.ix_(given, given)], rcond=1e-10, hermitian=True) @ between.T
-    )
+    between = cross_BZZ[:, row[:, None], fixed]
+    within = np.linalg.pinv(cross_BZZ[:, fixed[:, None], fixed], rcond=1e-10, hermitian=True)
+    left: Floats = own - between @ within @ between.transpose(0, 2, 1)
     return left
 
 
-def _share(cross_ZZ: Floats, fixed: list[int], by: list[int]) -> float:
-    before = float(_left(cross_ZZ, fixed, [0])[0, 0])
-    if before <= 1e-9 * float(cross_ZZ[0, 0]) or cross_ZZ[0, 0] <= 0:
-        return float("nan")
-    after = float(_left(cross_ZZ, [*fixed, *by], [0])[0, 0]) if by else before
-    return min(1.0, max(0.0, 1 - after / before))
+def _share(cross_BZZ: Floats, fixed: list[int], by: list[int]) -> Floats:
+    """R^2 in each draw; not a number where nothing is left to explain."""
+    before_B = _left(cross_BZZ, fixed, [0])[:, 0, 0]
+    after_B = _left(cross_BZZ, [*fixed, *by], [0])[:, 0, 0]
+    some_B = (before_B > 1e-9 * cross_BZZ[:, 0, 0]) & (cross_BZZ[:, 0, 0] > 0)
+    left_B = np.divide(after_B, before_B, out=np.full_like(before_B, np.nan), where=some_B)
+    share_B: Floats = np.clip(1 - left_B, 0.0, 1.0)
+    return share_B
 
 
-def _partial(cross_ZZ: Floats, feature: int) -> float:
-    left = _left(cross_ZZ, [1], [0, feature])
-    if left[0, 0] <= 1e-9 * cross_ZZ[0, 0] or left[1, 1] <= 1e-9 * cross_ZZ[feature, feature]:
-        return float("nan")
-    if left[0, 0] <= 0 or left[1, 1] <= 0:
-        return float("nan")
-    return float(np.clip(left[0, 1] / np.sqrt(left[0, 0] * left[1, 1]), -1.0, 1.0))
+def _partial(cross_BZZ: Floats, feature: int) -> Floats:
+    """A partial correlation in each draw; not a number where one of the two is all explained by gold."""
+    left = _left(cross_BZZ, [1], [0, feature])
+    whole = cross_BZZ[:, [0, feature], [0, feature]]
+    own = np.stack([left[:, 0, 0], left[:, 1, 1]], axis=1)
+    some_B = ((own > 1e-9 * whole) & (whole > 0)).all(axis=1)
+    root_B = np.sqrt(np.where(some_B, own[:, 0] * own[:, 1], 1.0))
+    found: Floats = np.where(some_B, np.clip(left[:, 0, 1] / root_B, -1.0, 1.0), np.nan)
+    return found
 
 
 def _within(rows_nZ: Floats, prompts: Sequence[Hashable]) -> Floats:

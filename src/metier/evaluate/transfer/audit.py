@@ -30,7 +30,7 @@ from metier.stats.overoptimisation import Fit, fit_overoptimisation
 from metier.stats.transfer import MARGIN, Measured, Transfer, interval_of_draws, judge_transfer
 from metier.stats.weighted import weighted_share
 
-__all__ = ["Answer", "Audit", "Checkpoint", "FalsePass", "Point", "Settings", "audit_pool", "high_reward"]
+__all__ = ["Answer", "Audit", "Checkpoint", "FalsePass", "Point", "Settings", "audit_pool", "curves", "high_reward"]
 
 Floats = NDArray[np.float64]
 _GAP = 0.05  # share without gold from which on it is a caveat
@@ -134,7 +134,7 @@ def audit_pool(pool: Pool, reward: str, settings: Settings | None = None, *, ans
     lost = len(pool.samples) - len(scored)
     if lost > _GAP * len(pool.samples):
         caveats.append(f"{lost} of {len(pool.samples)} responses have no {reward}; they are left out")
-    curve, transfer, fit, note, prompts = _curves(both, reward, settings)
+    curve, transfer, fit, note, prompts = curves(both, reward, settings)
     features = {one.id: features_of(one.said) for one in both}
     clusters: tuple[Cluster, ...] = ()
     exploits = 0
@@ -176,10 +176,10 @@ def _passes(sample: Sample, settings: Settings) -> bool:
     return sample.gold is not None and sample.gold >= settings.passes
 
 
-def _curves(
+def curves(
     both: Sequence[Sample], reward: str, settings: Settings
 ) -> tuple[tuple[Point, ...], Transfer | None, Fit | None, str, int]:
-    """Curve, verdict, fit, why there is none, and how many prompts made them."""
+    """Curve, verdict, fit, why there is no verdict, and how many prompts made them; of samples with reward and gold."""
     groups = list(by_prompt(both).values())
     sizes = sorted(len(group) for group in groups)
     if not sizes:
@@ -200,7 +200,6 @@ def _curves(
     spread_P2 = np.array([[spread_within(r), spread_within(g)] for r, g in zip(rewards, golds, strict=True)])
     weights_BP = resample(labels, settings.draws, derive_seed(settings.seed, "transfer", reward) % (1 << 32))
     n, clusters = len(groups), len(set(labels))
-    once_1P = np.ones((1, n))
 
     def told(values_P: Floats) -> Interval:
         one = Measured(float(values_P.mean()), _means(values_P, weights_BP))
@@ -221,7 +220,7 @@ def _curves(
 
     def gain(values_PK: Floats, which: int, since: int) -> Measured:
         change_P = values_PK[:, -1] - values_PK[:, since]
-        whole = float(change_P.mean() / np.sqrt((once_1P @ spread_P2[:, which])[0] / n))
+        whole = float(change_P.mean() / np.sqrt(spread_P2[:, which].mean()))
         spread_B = np.sqrt(_means(spread_P2[:, which], weights_BP))
         drawn_B = np.divide(_means(change_P, weights_BP), spread_B, out=np.zeros(len(spread_B)), where=spread_B > 0)
         return Measured(whole, drawn_B)
