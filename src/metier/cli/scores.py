@@ -3,7 +3,8 @@
 A file is told by its content: JSON lines or CSV with id and score, the sample log of lm-eval
 (rows with doc_id), or an Inspect log (.eval, a zip, or .json). Any other name is a Metier run
 of the ledger. The same id again is a repeat of the item. A score that cannot be read is left
-out and named; one that is null is unscored, which is not zero.
+out and named; one that is null is unscored, which is not zero. Of a sample of Metier's that is unscored no other
+figure counts either, such as its tokens: what broke off early is not short.
 
 Inspect logs are read without inspect-ai, from their summaries where these hold all that is
 asked for. Their members may be packed with zstandard, which Python's zipfile reads from 3.14
@@ -23,7 +24,7 @@ from typing import Any
 from metier.base.errors import DataError
 from metier.stats.tables import Row, Skipped, Table, number, stream_rows
 
-__all__ = ["Scores", "read_scores"]
+__all__ = ["Scores", "clusters_of", "read_scores"]
 
 ZSTANDARD = 93  # the number of the method in a zip
 GRADES = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}  # of Inspect: correct, partial, incorrect, no answer
@@ -39,6 +40,7 @@ class Scores:
     clusters: dict[str, Hashable] = field(default_factory=dict)  # empty where items are their own
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was chosen where there was a choice
+    model: str = ""  # whose they are, where that is said
 
     def add(self, item: str, score: float | None, cluster: Any, line: int) -> None:
         """Take one score. Raises `DataError` where the item is already in another cluster."""
@@ -53,13 +55,21 @@ class Scores:
 
 
 def read_scores(
-    name: str, *, cluster: str | None = None, metric: str | None = None, ledger: str | None = None
+    name: str,
+    *,
+    cluster: str | None = None,
+    metric: str | None = None,
+    suite: str | None = None,
+    ledger: str | None = None,
 ) -> Scores:
-    """The scores in the file, or of the run, that is called `name`; `cluster` is the field that groups items."""
+    """The scores in the file, or of the run, that is called `name`; `cluster` is the field that groups items.
+
+    With `suite`, those rows of a file whose `suite` it is, or that STAGE or STAGE:SPLIT of a run. Raises `DataError`.
+    """
     path = Path(name)
     scores = Scores(name=name)
     if not path.is_file():
-        _of_run(name, scores, ledger)
+        _of_run(name if suite is None else f"{name}:{suite}", scores, ledger, metric or "score")
     elif zipfile.is_zipfile(path):
         _of_samples(_zipped(path, cluster), scores, cluster, metric)
     else:
@@ -72,7 +82,7 @@ def read_scores(
                 f"{name} is one JSON object without samples, so no Inspect log; give JSON lines with scores"
             )
         else:
-            _of_rows(data, scores, cluster, metric)
+            _of_rows(data, scores, cluster, metric, suite)
     if not any(score is not None for repeats in scores.by_item.values() for score in repeats):
         first = f"; line {scores.skipped[0].line}: {scores.skipped[0].why}" if scores.skipped else ""
         raise DataError(f"{name} has no scored item{first}")
@@ -82,9 +92,11 @@ def read_scores(
 # --- JSON lines and CSV --------------------------------------------------------------------
 
 
-def _of_rows(data: bytes, scores: Scores, cluster: str | None, metric: str | None) -> None:
+def _of_rows(data: bytes, scores: Scores, cluster: str | None, metric: str | None, suite: str | None) -> None:
     table = Table(name=scores.name)
     rows = stream_rows(data, table)
+    if suite is not None:
+        rows = (row for row in rows if row.cells.get("suite") == suite)
     first = next(rows, None)
     if first is not None:
         rows = chain((first,), rows)
@@ -103,7 +115,9 @@ def _of_plain(rows: Iterable[Row], table: Table, scores: Scores, cluster: str | 
         elif key not in row.cells:
             table.skip(row, f"no {key}")
         else:
-            _take(str(item), row.cells[key], row, table, scores, cluster)
+            cell = None if row.cells.get("status") == "unscored" else row.cells[key]
+            scores.model = scores.model or str(row.cells.get("model") or "")
+            _take(str(item), cell, row, table, scores, cluster)
 
 
 def _take(item: str, cell: Any, row: Row, table: Table, scores: Scores, cluster: str | None) -> None:
@@ -235,10 +249,13 @@ def _member(path: Path, log: zipfile.ZipFile, name: str) -> bytes:
 # --- runs of this project --------------------------------------------------------------------
 
 
-def _of_run(name: str, scores: Scores, where: str | None) -> None:
-    """The success of the last evaluation of a run, or of what stands behind colons: RUN:STAGE or RUN:STAGE:SPLIT."""
+def _of_run(name: str, scores: Scores, where: str | None, metric: str) -> None:
+    """The success of the last evaluation of a run, or of what stands behind colons: RUN:STAGE or RUN:STAGE:SPLIT.
+
+    Another `metric` is another number of the samples: `value`, `tokens`, `tool_calls`, …
+    """
     from metier.cli.find import DEFAULT_LEDGER, find_run, open_ledger
-    from metier.records.values import lowest_by_episode
+    from metier.evaluate.samples import numbers, samples
 
     if where is None and not Path(DEFAULT_LEDGER).exists():
         raise DataError(f"there is no file {name}, and no ledger here that could have a run of that name")
@@ -248,23 +265,31 @@ def _of_run(name: str, scores: Scores, where: str | None) -> None:
         run_id = find_run(records, asked)
         run = records.run(run_id)
         stages = [one.name for one in run.stages if one.kind == "evaluate"]
-        episodes = records.episodes(run_id=run_id)
-        present = [one for one in stages if any(episode.stage == one for episode in episodes)]
-        if stage and stage not in present:
-            raise DataError(f"{run_id} has no evaluation {stage!r}; it has {', '.join(present) or 'none'}")
-        if not present:
-            raise DataError(f"{run_id} has no evaluation with episodes; metier runs show {run_id} tells how far it is")
-        chosen = stage or present[-1]
-        verdicts = lowest_by_episode(records.feedback(run_id=run_id, criterion="success"))
-        rows = [episode for episode in episodes if episode.stage == chosen]
-        splits = list(dict.fromkeys(episode.split for episode in rows))
-        if split and split not in splits:
-            raise DataError(f"{chosen} of {run_id} has no split {split!r}; it has {', '.join(splits)}")
-        rows = [episode for episode in rows if split in ("", episode.split)]
-        tasks = records.tasks(sorted({episode.task_id for episode in rows}))
-    if len(present) > 1 and not stage:
-        scores.notes.append(f"evaluation {chosen}, of {', '.join(present)}; another with {asked}:STAGE")
+        found = {one: rows for one in stages if (rows := samples(records, run_id, one))}
+    if stage and stage not in found:
+        raise DataError(f"{run_id} has no evaluation {stage!r}; it has {', '.join(found) or 'none'}")
+    if not found:
+        raise DataError(f"{run_id} has no evaluation with episodes; metier runs show {run_id} tells how far it is")
+    chosen = stage or list(found)[-1]
+    splits = list(dict.fromkeys(row.split for row in found[chosen]))
+    if split and split not in splits:
+        raise DataError(f"{chosen} of {run_id} has no split {split!r}; it has {', '.join(splits)}")
+    rows = [row for row in found[chosen] if split in ("", row.split)]
+    if len(found) > 1 and not stage:
+        scores.notes.append(f"evaluation {chosen}, of {', '.join(found)}; another with {asked}:STAGE")
     if len(splits) > 1 and not split:
         scores.notes.append(f"the splits {', '.join(splits)} together; one of them with {asked}:{chosen}:SPLIT")
-    for episode in rows:
-        scores.add(episode.task_id, verdicts.get(episode.id), tasks[episode.task_id].cluster, 0)
+    if metric != "score" and metric not in numbers(rows):
+        raise DataError(f"samples of {run_id} have no number {metric!r}; they have {', '.join(numbers(rows))}")
+    scores.model = rows[0].model
+    for row in rows:
+        value = None if row.status == "unscored" else getattr(row, metric)
+        scores.add(row.id, value, row.cluster, 0)
+
+
+def clusters_of(one: Scores, two: Scores) -> dict[str, Hashable]:
+    """The clusters of two sides' items together. Raises `DataError` where they differ."""
+    for item, group in one.clusters.items():
+        if two.clusters.get(item, group) != group:
+            raise DataError(f"item {item} is in cluster {group} of {one.name} and {two.clusters[item]} of {two.name}")
+    return {**one.clusters, **two.clusters}

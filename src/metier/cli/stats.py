@@ -45,16 +45,11 @@ def compare_scores(
     Scores of the same id are repeats and averaged first. Of a run, the last evaluation is taken, or RUN:STAGE, or
     RUN:STAGE:SPLIT.
     """
-    from metier.base.errors import DataError
-    from metier.cli.scores import read_scores
+    from metier.cli.scores import clusters_of, read_scores
     from metier.stats.compare import compare
 
     one, two = (read_scores(name, cluster=cluster, metric=metric, ledger=ledger) for name in (a, b))
-    for item, group in one.clusters.items():
-        if two.clusters.get(item, group) != group:
-            raise DataError(f"item {item} is in cluster {group} of {a} and {two.clusters[item]} of {b}")
-    clusters = {**one.clusters, **two.clusters} or None
-    done = compare(one.by_item, two.by_item, clusters=clusters)
+    done = compare(one.by_item, two.by_item, clusters=clusters_of(one, two) or None)
     found = done.paired
     notes = [*done.caveats, *(f"{side.name}: {note}" for side in (one, two) for note in side.notes)]
     if as_json:

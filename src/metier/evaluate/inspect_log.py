@@ -81,7 +81,7 @@ def inspect_log(ledger: LedgerView, done: Evaluation, *, model: str) -> dict[str
             "started_at": iso(at[0]),
             "completed_at": iso(at[-1]),
             "model_usage": {
-                name: _usage(sum(row.prompt_tokens for row in made), sum(row.tokens for row in made)),
+                name: _usage(sum(row.prompt_tokens or 0 for row in made), sum(row.tokens or 0 for row in made)),
             },
         },
         "samples": [
@@ -118,7 +118,7 @@ def _sample(row: Sample, task: Task, episode: Episode, said: Sequence[Feedback],
     messages = [_message(message, place, row, model) for place, message in enumerate(episode.messages)]
     asked, answer = messages[: len(task.messages)], messages[len(task.messages) :]
     last = next((one for one in reversed(answer) if one["role"] == "assistant"), None)
-    usage = _usage(row.prompt_tokens, row.tokens)
+    usage = _usage(row.prompt_tokens or 0, row.tokens or 0)
     out: dict[str, Any] = {
         "id": row.id,
         "epoch": row.repeat + 1,

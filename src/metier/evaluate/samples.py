@@ -38,11 +38,11 @@ class Sample:
     suite: str  # the stage of the run
     model: str  # the weights that spoke
     stop: str = ""  # why the episode ended
-    tokens: int = 0  # written
-    prompt_tokens: int = 0  # read
-    tool_calls: int = 0
-    seconds: float = 0.0  # from the start of its chunk to its end
-    usd: float = 0.0
+    tokens: int | None = None  # written; None, as the next ones, where it was not run
+    prompt_tokens: int | None = None  # read
+    tool_calls: int | None = None
+    seconds: float | None = None  # from the start of its chunk to its end
+    usd: float | None = None
     episode: str = ""  # its id in the ledger; empty where it was not run
 
     def to_json(self) -> dict[str, Any]:
@@ -79,8 +79,9 @@ def not_run(task: Task, repeat: int, *, suite: str, model: str, why: str) -> Sam
 
 
 def numbers(rows: Sequence[Sample]) -> list[str]:
-    """The fields of a sample that a comparison can take as its metric."""
-    return [name for name, value in rows[0].to_json().items() if isinstance(value, (int, float))] if rows else []
+    """The fields of samples that a comparison can take as its metric."""
+    found = {name for row in rows for name, value in row.to_json().items() if isinstance(value, (int, float))}
+    return sorted(found - {"repeat"})
 
 
 def reasons(rows: Sequence[Sample]) -> Mapping[str, int]:
