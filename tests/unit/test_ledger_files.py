@@ -21,7 +21,7 @@ from metier.records import schema
 from metier.records.arrays import ArrayStore
 from metier.records.check import check
 from metier.records.ledger import Ledger
-from metier.records.lineage import reached
+from metier.records.lineage import reached, why
 from metier.records.migrations import MIGRATIONS, NEWEST, migrate
 from metier.records.types import Episode, Message, Run, Task, Weights
 
@@ -90,6 +90,7 @@ def test_what_an_older_ledger_holds_is_kept(nowhere: str) -> None:
     said["source"] = {"kind": "person", "name": "anna", "version": "1"}
     body = {"stage": "s", "weights": {"checkpoint": "base", "step": 3}, "run_id": "run", "task_id": task}
     of_dataset = {"id": "d", "kind": "pairs", "name": "d", "run_id": "run", "stage": "s", "query": {"x": 1}}
+    of_checkpoint = {"id": "c", "run_id": "run", "stage": "s", "step": 1, "path": "p", "dataset_ids": ["d"]}
     rows: list[tuple[str, tuple[Any, ...]]] = [
         ("runs (id, created_at, body)", ("run", 0, json.dumps(run))),
         ("tasks (id, family, kind, split, body)", (task, "desk", "act", "train", '{"family": "desk", "kind": "act"}')),
@@ -120,6 +121,11 @@ def test_what_an_older_ledger_holds_is_kept(nowhere: str) -> None:
         ("dataset_records (dataset_id, kind, position, record_id)", ("d", "feedback", 0, "f3")),
         ("dataset_records (dataset_id, kind, position, record_id)", ("d", "feedback", 1, "f1")),
         ("dataset_records (dataset_id, kind, position, record_id)", ("d", "task", 0, task)),
+        (
+            "checkpoints (id, run_id, stage, step, parent, body)",
+            ("c", "run", "s", 1, "base", json.dumps(of_checkpoint)),
+        ),
+        ("checkpoint_datasets (checkpoint_id, position, dataset_id)", ("c", 0, "d")),
     ]
     with engine.begin() as connection:
         migrate(connection, to=2)
@@ -143,6 +149,8 @@ def test_what_an_older_ledger_holds_is_kept(nowhere: str) -> None:
         assert found[1].reason == "[erased]"
         assert (ledger.dataset("d").feedback_ids, ledger.dataset("d").task_ids) == (("f3", "f1"), (task,))
         assert reached(ledger, "e2").datasets == ("d",)
+        (link,) = why(ledger, "c").checkpoints
+        assert [(e.weights.step, e.n) for e in link.datasets[0].episodes] == [(3, 2)]
         with pytest.raises(LedgerError, match="was added before"):
             ledger.as_of("d")
         ledger.add_feedback([found[0], dataclasses.replace(found[2], id="f4", supersedes="f3")])

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMA", "append", "statement_of", "to_arrow"]
 
-_ROWS = 100_000  # of one transaction
+_ROWS = 250_000  # of one transaction; each writes most pages of the index of ids anew
 _SORT = ("run_id", "criterion", "kind", "source_kind", "source_name", "source_version", "status")
 _ALLOWED = {"kind": get_args(FeedbackKind), "source_kind": get_args(SourceKind), "status": get_args(Status)}
 _NEEDED = ("id", "about", "criterion", "kind", "source_kind", "source_name", "source_version")
@@ -302,7 +302,7 @@ def _check(chunk: pa.Table, start: int) -> None:
     def refuse(bad: Any, why: str) -> None:
         place = pc.index(pc.fill_null(bad, True), True).as_py()
         if place >= 0:
-            raise DataError(f"row {start + place + 1}: {why}; nothing of its 100,000 rows was written")
+            raise DataError(f"row {start + place + 1}: {why}; nothing of its {_ROWS:,} rows was written")
 
     for name in _NEEDED[2:]:
         refuse(pc.is_null(chunk[name]), f"{name} is missing")

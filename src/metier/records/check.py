@@ -110,7 +110,7 @@ def _references(connection: Connection) -> Iterator[Problem]:
             f"{table.name} names a {column.name} that is not there",
         )
     links = s.dataset_records
-    for kind, table in (("feedback", s.feedback), ("episode", s.episodes), ("task", s.tasks)):
+    for kind, table in (("feedback", s.feedback), ("episode", s.episodes), ("about", s.episodes), ("task", s.tasks)):
         there = select(literal(1)).where(table.c.seq == links.c.record).exists()
         query = select(links.c.record).where(links.c.kind == kind, ~there)
         yield from _found(connection, query, f"a dataset holds {kind} that is not there")

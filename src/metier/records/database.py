@@ -35,7 +35,8 @@ __all__ = ["Database", "disk_errors", "sqlite_engine"]
 
 BUSY_SECONDS = 30.0
 CACHE_MB = 256  # of SQLite's pages, at most: ids are random, and so is where they go in an index
-LOG_PAGES = 16_384  # of SQLite's write-ahead log before it is moved into the file
+PAGE_BYTES = 8192  # of a new file of SQLite
+LOG_PAGES = 8192  # of SQLite's write-ahead log before it is moved into the file
 WRITERS = 0x6D657469  # the advisory lock that writers take on PostgreSQL
 
 
@@ -261,7 +262,13 @@ def _engine(url: URL) -> Engine:
 
         return engine
     pragmas = (
-        *("foreign_keys = ON", "recursive_triggers = ON", "secure_delete = ON", "synchronous = FULL"),
+        *(
+            f"page_size = {PAGE_BYTES}",
+            "foreign_keys = ON",
+            "recursive_triggers = ON",
+            "secure_delete = ON",
+            "synchronous = FULL",
+        ),
         *(f"cache_size = {-1024 * CACHE_MB}", f"wal_autocheckpoint = {LOG_PAGES}"),
     )
     return sqlite_engine(url, pragmas, seconds=BUSY_SECONDS)

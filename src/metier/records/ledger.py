@@ -17,6 +17,8 @@ log-probabilities as float32.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -245,8 +247,10 @@ class Ledger(LedgerView):
             if not new:
                 return
             (number,) = require(connection, schema.datasets, [dataset.id], "dataset").values()
-            for kind, ids in members.items():
-                links = ((number, kind, position, held[kind][i]) for position, i in enumerate(ids))
+            numbers = {kind: [held[kind][i] for i in ids] for kind, ids in members.items()}
+            numbers["about"] = _about(connection, numbers["feedback"], members["episode"])
+            for kind, records in numbers.items():
+                links = ((number, kind, position, record) for position, record in enumerate(records))
                 insert_many(connection, schema.dataset_records, ("dataset", "kind", "position", "record"), links)
             whys = [dataset.stale] if dataset.stale is not None else erased_members(connection, dataset.id)
             mark_stale(connection, [dataset.id], whys)
@@ -427,6 +431,14 @@ def _by_id(noun: type[R], pairs: Iterable[tuple[str, R]]) -> dict[str, R]:
         if first is not record and layout.fingerprint(first) != layout.fingerprint(record):
             raise LedgerError(_conflict(layout.kind, record_id, first, record, layout.volatile))
     return records
+
+
+def _about(connection: Connection, numbers: Sequence[int], named: Collection[str]) -> list[int]:
+    """The numbers of the episodes that these statements are about, without those that the manifest names itself."""
+    held = rows_among(connection, select(schema.feedback.c.body), schema.feedback.c.seq, numbers)
+    bodies = json.loads(f"[{','.join(row.body for row in held)}]")  # one text is read in half the time of many
+    ids = set(itertools.chain.from_iterable(body["about"] for body in bodies)).difference(named)
+    return sorted(numbers_of(connection, schema.episodes, sorted(ids)).values())
 
 
 def _members(dataset: DatasetManifest) -> dict[str, tuple[str, ...]]:

@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import Connection, Select, and_, func, select, union
+from sqlalchemy import Connection, Select, and_, func, select
 
 from metier.base.errors import LedgerError
-from metier.records.rows import feedback_ids_about, numbers_of, one_of, rows_among, stale_reasons
+from metier.records.rows import feedback_ids_about, numbers_of, rows_among, stale_reasons
 from metier.records.schema import (
     checkpoint_datasets,
     checkpoints,
@@ -268,14 +268,14 @@ def _dataset(ledger: LedgerView, dataset_id: str) -> DatasetLineage:
             source = Source(kind=sort.source_kind, name=sort.source_name, version=sort.source_version)
             part = slices.setdefault((source, sort.criterion, cast(Status, sort.status)), ([], []))
             of_sort[sort.seq] = (sort.kind == "score" and sort.status == "scored", part)
-        about: dict[str, None] = {}
-        for number, record_id, body, payload in connection.execute(_said(held.seq)).all():
-            scored, (ids, values) = of_sort[number]
-            ids.append(record_id)
-            about.update(dict.fromkeys(json.loads(body)["about"]))
-            if scored and payload is not None and (value := json.loads(payload).get("value")) is not None:
-                values.append(float(value))
-        by_weights, task_ids = _by_weights(connection, held.seq, list(about))
+        said = connection.execute(_said(held.seq)).all()
+        for number, record_id in said:
+            of_sort[number][1][0].append(record_id)
+        scored = [number for number in {row.sort for row in said} if of_sort[number][0]]
+        for number, payload in rows_among(connection, _payloads(held.seq), feedback.c.sort, scored):
+            if (value := json.loads(payload).get("value")) is not None:
+                of_sort[number][1][1].append(float(value))
+        by_weights, task_ids = _by_weights(connection, held.seq)
         by_family = _by_family(connection, held.seq, task_ids)
     return DatasetLineage(
         id=dataset_id,
@@ -303,30 +303,36 @@ def _dataset(ledger: LedgerView, dataset_id: str) -> DatasetLineage:
 
 
 def _said(dataset: int) -> Select[Any]:
-    """Sort, id, body and payload of the dataset's statements, in the order in which they were added."""
-    links, payload = dataset_records, feedback_payloads
-    query = select(feedback.c.sort, feedback.c.id, feedback.c.body, payload.c.body).select_from(links)
-    query = query.join(feedback, feedback.c.seq == links.c.record).outerjoin(payload, payload.c.seq == feedback.c.seq)
-    return query.where(links.c.dataset == dataset, links.c.kind == "feedback").order_by(feedback.c.seq)
+    """Sort and id of the dataset's statements, in the order in which they were added."""
+    query = select(feedback.c.sort, feedback.c.id)
+    return query.where(feedback.c.seq.in_(_held(dataset, "feedback"))).order_by(feedback.c.seq)
 
 
-def _held(dataset: int, kind: str) -> Select[Any]:
+def _payloads(dataset: int) -> Select[Any]:
+    """Sort and payload of those statements, likewise."""
+    payload = feedback_payloads
+    query = select(feedback.c.sort, payload.c.body).join(payload, payload.c.seq == feedback.c.seq)
+    return query.where(feedback.c.seq.in_(_held(dataset, "feedback"))).order_by(feedback.c.seq)
+
+
+def _held(dataset: int, *kinds: str) -> Select[Any]:
     links = dataset_records
-    return select(links.c.record).where(links.c.dataset == dataset, links.c.kind == kind)
+    return select(links.c.record).where(links.c.dataset == dataset, links.c.kind.in_(kinds))
 
 
 def _superseded(dataset: int) -> Select[Any]:
-    older = select(feedback.c.id).where(feedback.c.seq.in_(_held(dataset, "feedback")))
-    query = select(func.count(feedback.c.supersedes.distinct()))
-    return query.where(feedback.c.supersedes.is_not(None), feedback.c.supersedes.in_(older))
+    """From what supersedes anything, which is little, to what is in the dataset."""
+    older, links = feedback.alias("older"), dataset_records
+    query = select(func.count(feedback.c.supersedes.distinct())).join(older, older.c.id == feedback.c.supersedes)
+    query = query.join(links, and_(links.c.record == older.c.seq, links.c.kind == "feedback"))
+    return query.where(feedback.c.supersedes.is_not(None), links.c.dataset == dataset)
 
 
-def _by_weights(connection: Connection, dataset: int, about: list[str]) -> tuple[list[tuple[str, int, int]], list[str]]:
+def _by_weights(connection: Connection, dataset: int) -> tuple[list[tuple[str, int, int]], list[str]]:
     """How many episodes each weights spoke, in the order in which they first did, and the episodes' tasks: of those
-    in the manifest, and of these."""
+    in the manifest, and of those that its feedback is about."""
     keys = (episodes.c.checkpoint, episodes.c.step, episodes.c.task_id)
-    those = select(episodes.c.seq).where(one_of(connection, episodes.c.id, about))
-    among = episodes.c.seq.in_(select(union(_held(dataset, "episode"), those).subquery()))
+    among = episodes.c.seq.in_(_held(dataset, "episode", "about"))
     query = select(*keys, func.count()).where(among).group_by(*keys).order_by(func.min(episodes.c.seq))
     counts: dict[tuple[str, int], int] = {}
     of_tasks: dict[str, None] = {}

@@ -12,6 +12,8 @@ Version 3 makes the ledger fit for millions of rows. Links and payloads go by nu
 they went by id; what many statements of feedback share becomes a row of its own. What an
 older ledger holds is copied in SQL, in the order in which it was added; when each of those
 rows came is not known, so they share one moment.
+
+Version 4 links datasets to the episodes that their feedback is about, where the manifest does not name them.
 """
 
 from __future__ import annotations
@@ -277,6 +279,24 @@ def _3_numbers(connection: Connection) -> None:
         connection.execute(text(f"CREATE TRIGGER no_delete BEFORE DELETE ON {table} FOR EACH ROW {check}"))
 
 
+_V4_ABOUT = """
+INSERT INTO dataset_records (dataset, kind, position, record)
+SELECT dataset, 'about', row_number() OVER (PARTITION BY dataset ORDER BY record) - 1, record FROM (
+  SELECT DISTINCT held.dataset AS dataset, links.episode AS record
+  FROM feedback_about links JOIN dataset_records held ON held.record = links.feedback AND held.kind = 'feedback'
+  WHERE NOT EXISTS (
+    SELECT 1 FROM dataset_records own
+    WHERE own.dataset = held.dataset AND own.kind = 'episode' AND own.record = links.episode
+  )
+) found
+"""
+
+
+def _4_about(connection: Connection) -> None:
+    """The episodes of a dataset, by number, without reading what its feedback says it is about."""
+    connection.execute(text(_V4_ABOUT))
+
+
 def _erased(owner: str, table: str) -> str:
     kind = table.removesuffix("_payloads")
     return (
@@ -305,7 +325,7 @@ def insert_guards(tables: Iterable[str]) -> dict[str, str]:
     return made
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_1_tables, _2_indexes, _3_numbers)
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_1_tables, _2_indexes, _3_numbers, _4_about)
 NEWEST = len(MIGRATIONS)
 
 

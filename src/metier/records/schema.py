@@ -127,7 +127,8 @@ dataset_records = Table(
     "dataset_records",
     metadata,
     Column("dataset", BigInteger, primary_key=True),
-    Column("kind", Text, primary_key=True),  # feedback, episode or task
+    # feedback, episode or task, as in the manifest; about: an episode that its feedback is about and it does not name
+    Column("kind", Text, primary_key=True),
     Column("position", Integer, primary_key=True),
     Column("record", BigInteger),
 )
