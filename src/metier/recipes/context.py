@@ -140,6 +140,10 @@ class Context:
         """Hold a model whose weights are those of stage `of`, so that it need not be read back."""
         self._model = (of, model)
 
+    def release(self) -> None:
+        """Let go of the model that is held, before another way of training or scoring takes the memory."""
+        self._model = None
+
     @contextmanager
     def policy(self, model: PreTrainedModel) -> Iterator[Policy]:
         """These weights, ready to speak in episodes, for as long as the caller needs them.

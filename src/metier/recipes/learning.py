@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from metier.base.clock import now
 from metier.recipes.context import Context
-from metier.recipes.settings import Rl, Sft
+from metier.recipes.settings import Fit, Judge, Rl, Sft
 from metier.records.types import Checkpoint, Task
 from metier.train.checkpoints import Saver, save_model
 from metier.train.loop import Trainer
 
-__all__ = ["in_blocks", "publish", "saver_of"]
+__all__ = ["in_blocks", "manifest_of", "publish", "record", "saver_of"]
 
 T = TypeVar("T")
 
@@ -28,44 +28,58 @@ def saver_of(context: Context, stage: str, trainer: Trainer) -> Saver:
     return saver
 
 
-def publish(context: Context, stage: Sft | Rl, trainer: Trainer, dataset: str, metrics: Mapping[str, float]) -> str:
-    """Write the checkpoint of a finished training stage, in Hugging Face layout."""
-    config = stage.model_dump(mode="json")
-    parent = context.checkpoint_id(stage.of)
-    folder = context.folder / "checkpoints" / stage.name
-    checkpoint_id = context.checkpoint_id(stage.name)
-    manifest = {
-        "id": checkpoint_id,
+def manifest_of(context: Context, stage: Sft | Rl | Fit | Judge, dataset: str) -> dict[str, Any]:
+    """What a checkpoint says of itself in its folder."""
+    return {
+        "id": context.checkpoint_id(stage.name),
         "run": context.run_id,
         "stage": stage.name,
-        "parent": parent,
+        "parent": context.checkpoint_id(stage.of),
         "datasets": [dataset],
     }
+
+
+def publish(context: Context, stage: Sft | Rl, trainer: Trainer, dataset: str, metrics: Mapping[str, float]) -> str:
+    """Write the checkpoint of a finished training stage, in Hugging Face layout."""
     weights_hash = save_model(
         trainer.model,
         context.tokenizer,
-        folder,
+        context.folder / "checkpoints" / stage.name,
         template=context.renderer.template,
-        manifest={**manifest, "config": config},
+        manifest={**manifest_of(context, stage, dataset), "config": stage.model_dump(mode="json")},
     )
+    objective = "sft" if isinstance(stage, Sft) else stage.method
+    record(context, stage, dataset, objective, trainer.step_number, weights_hash, metrics)
+    return weights_hash
+
+
+def record(
+    context: Context,
+    stage: Sft | Rl | Fit | Judge,
+    dataset: str,
+    objective: str,
+    step: int,
+    weights_hash: str,
+    metrics: Mapping[str, float],
+) -> None:
+    """Name the checkpoint of a finished training stage in the ledger."""
     context.ledger.add_checkpoint(
         Checkpoint(
-            id=checkpoint_id,
+            id=context.checkpoint_id(stage.name),
             run_id=context.run_id,
             stage=stage.name,
-            step=trainer.step_number,
+            step=step,
             path=f"checkpoints/{stage.name}",
-            parent=parent,
+            parent=context.checkpoint_id(stage.of),
             dataset_ids=(dataset,),
-            objective="sft" if isinstance(stage, Sft) else stage.method,
-            config=config,
+            objective=objective,
+            config=stage.model_dump(mode="json"),
             code_version=context.ledger.run(context.run_id).code_version,
             weights_hash=weights_hash,
             metrics={k: v for k, v in metrics.items() if math.isfinite(v)},
             created_at=now(),
         )
     )
-    return weights_hash
 
 
 def in_blocks(items: Sequence[T], task_of: Callable[[T], Task], block: int, rng: random.Random) -> list[T]:

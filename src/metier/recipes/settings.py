@@ -16,26 +16,36 @@ from pydantic import Field, model_validator
 
 from metier.base.config import Settings, did_you_mean
 from metier.base.errors import ConfigError
+from metier.feedback.data.declaration import DatasetSettings, Decontaminate, Dedup, View
+from metier.feedback.people.simulated import Habit
 from metier.models.adapters import Adapter
 from metier.models.hub import Device
-from metier.records.types import Sampling, Stage, Tool
+from metier.records.types import Stage, Tool
 from metier.rollout.endpoint import Endpoint
 from metier.rollout.episodes import ToolLimits
 from metier.rollout.http_tools import HttpTool, Method
 from metier.rollout.mcp_tools import McpServer
+from metier.rollout.sampling import SamplingSettings
 from metier.rollout.tools import RunnableTool, register_tool
+from metier.train.data import TooLong
 from metier.train.objectives.policy import ADVANTAGES
 from metier.train.objectives.registry import get_objective
 from metier.train.optimizer import Learning, Schedule
 
 __all__ = [
     "BASE",
+    "Crowd",
+    "Dataset",
     "Demonstrate",
+    "Draw",
     "EndpointSettings",
     "EngineSettings",
     "Evaluate",
+    "Fit",
     "HttpToolSettings",
+    "Judge",
     "McpSettings",
+    "Measure",
     "ModelSettings",
     "Overlong",
     "Recipe",
@@ -80,23 +90,6 @@ class TaskSettings(Settings):
         if self.options and self.family is None:
             raise ValueError("a 'file' of tasks takes no options")
         return self
-
-
-class SamplingSettings(Settings):
-    """How the policy's tokens are drawn."""
-
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
-    max_turn_tokens: Positive = 72
-    max_tokens: Positive = 320
-    max_turns: Positive = 8
-    max_calls: Positive = 64  # tool calls of an episode
-    max_seconds: Annotated[float, Field(ge=0)] = 0.0  # of an episode, looked at between turns; 0 is no bound
-
-    def record(self) -> Sampling:
-        """The same as a record."""
-        return Sampling(**self.model_dump())
 
 
 class EngineSettings(Settings):
@@ -346,6 +339,110 @@ class Rl(Learning):
         return self.advantage or ADVANTAGES[self.method]
 
 
+class Draw(Settings):
+    """Draw a group of episodes for each task and verify them, to be compared."""
+
+    kind: Literal["draw"]
+    name: str
+    of: str = BASE
+    split: str
+    skip: Annotated[int, Field(ge=0)] = 0  # tasks of the split that are passed over, because another stage has them
+    tasks: Positive
+    group: Positive = 4  # episodes per task
+    sampling: SamplingSettings = SamplingSettings()
+
+
+class Crowd(Settings):
+    """Ask simulated people which of two episodes of a task is better; what they say goes into the ledger.
+
+    The pairs are those of which the verifiers say that one is better, so the truth is known.
+    """
+
+    kind: Literal["crowd"]
+    name: str
+    data: str  # a `draw` stage
+    people: dict[Habit, Positive]  # how many of each habit
+    votes: Positive = 3  # of a pair
+    pairs: Positive = 4  # of a task, at most
+    criterion: str = "better"
+
+
+class Judge(Learning):
+    """Train a reward model on pairs with the verifiers' truth, audit it on others, and let it judge what a crowd did.
+
+    A judge that its audit finds unfit says nothing.
+    """
+
+    kind: Literal["judge"]
+    name: str
+    of: str = BASE
+    gold: str  # a `draw` stage; half of its tasks teach, half audit
+    pairs: Positive = 2  # of a task, at most
+    judges: str  # a `crowd` stage, whose pairs it judges under the same criterion
+    lr: Rate = 3e-5
+    epochs: Positive = 1
+    batch: Positive = 8
+
+
+class Dataset(Settings):
+    """Build a dataset from the feedback in the ledger; a view that names no run is of this one."""
+
+    kind: Literal["dataset"]
+    name: str
+    views: Annotated[tuple[View, ...], Field(min_length=1)]
+    rows: Positive | None = None
+    repeats: Positive = 1
+    dedup: Dedup = Dedup()
+    decontaminate: Decontaminate = Decontaminate()
+
+    def declared(self, run_id: str, seed: int) -> DatasetSettings:
+        """As `metier data build` takes it."""
+        views = [
+            view
+            if view.where.runs
+            else view.model_copy(update={"where": view.where.model_copy(update={"runs": (run_id,)})})
+            for view in self.views
+        ]
+        return DatasetSettings(
+            name=self.name,
+            views=tuple(views),
+            rows=self.rows,
+            repeats=self.repeats,
+            dedup=self.dedup,
+            decontaminate=self.decontaminate,
+            seed=seed,
+        )
+
+
+class Fit(Learning):
+    """Learn from a dataset, as `metier train` does from a file."""
+
+    kind: Literal["fit"]
+    name: str
+    of: str = BASE
+    data: str  # a `dataset` stage
+    objective: str
+    options: dict[str, Any] = Field(default_factory=dict)  # of the objective
+    heads: Positive = 1  # for reward and process_reward
+    lr: Rate = 1e-5
+    epochs: Positive = 1
+    batch: Positive = 16  # rows per step
+    schedule: Schedule = "cosine"
+    max_steps: Positive | None = None
+    max_length: Positive = 2048  # tokens of a row
+    too_long: TooLong = "error"
+
+
+class Measure(Settings):
+    """How often a reward model prefers the better of two episodes, by the verifiers' truth, and how well it knows."""
+
+    kind: Literal["measure"]
+    name: str
+    of: str  # a `fit` stage of the objective `reward`
+    data: str  # a `draw` stage of tasks that it did not learn from
+    pairs: Positive = 4  # of a task, at most
+
+
 class Report(Settings):
     """Write the page."""
 
@@ -353,7 +450,64 @@ class Report(Settings):
     name: str = "report"
 
 
-StageSettings = Annotated[Evaluate | Demonstrate | Sft | Rl | Report, Field(discriminator="kind")]
+StageSettings = Annotated[
+    Evaluate | Demonstrate | Sft | Rl | Draw | Crowd | Judge | Dataset | Fit | Measure | Report,
+    Field(discriminator="kind"),
+]
+
+
+class _Made:
+    """What earlier stages leave for later ones: names by what they are."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = {BASE}
+        self.policies: set[str] = {BASE}  # what can speak, and be trained on
+        self.scorers: set[str] = set()
+        self.demonstrations: set[str] = set()
+        self.draws: set[str] = set()
+        self.crowds: set[str] = set()
+        self.datasets: set[str] = set()
+
+    def check(self, stage: StageSettings) -> None:
+        """Raise `ValueError` where a stage's name, or what it takes, is not possible."""
+        if stage.name in self.names:
+            raise ValueError(f"two stages are called {stage.name!r}")
+        if not stage.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"stage name {stage.name!r} may hold letters, digits, '-' and '_' only")
+        if isinstance(stage, (Evaluate, Sft, Rl, Draw, Judge, Fit)):
+            self._need(stage, f"is of {stage.of!r}", stage.of, self.policies, "trains")
+        if isinstance(stage, Sft):
+            self._need(stage, f"takes data from {stage.data!r}", stage.data, self.demonstrations, "demonstrates")
+        if isinstance(stage, Fit):
+            get_objective(stage.objective, **stage.options)
+            self._need(stage, f"takes data from {stage.data!r}", stage.data, self.datasets, "builds")
+        if isinstance(stage, (Crowd, Measure)):
+            self._need(stage, f"takes episodes from {stage.data!r}", stage.data, self.draws, "draws")
+        if isinstance(stage, Judge):
+            self._need(stage, f"takes gold from {stage.gold!r}", stage.gold, self.draws, "draws")
+            self._need(stage, f"judges what {stage.judges!r} compared", stage.judges, self.crowds, "asks")
+        if isinstance(stage, Measure):
+            self._need(stage, f"measures {stage.of!r}", stage.of, self.scorers, "fits as a reward model")
+
+    def add(self, stage: StageSettings) -> None:
+        """Note what a stage makes."""
+        self.names.add(stage.name)
+        if isinstance(stage, Fit):
+            scores = get_objective(stage.objective, **stage.options).output == "scores"
+            (self.scorers if scores else self.policies).add(stage.name)
+        for kinds, held in (
+            ((Sft, Rl), self.policies),
+            ((Demonstrate,), self.demonstrations),
+            ((Draw,), self.draws),
+            ((Crowd,), self.crowds),
+            ((Dataset,), self.datasets),
+        ):
+            if isinstance(stage, kinds):
+                held.add(stage.name)
+
+    def _need(self, stage: StageSettings, what: str, name: str, held: set[str], does: str) -> None:
+        if name not in held:
+            raise ValueError(f"stage {stage.name!r} {what}, which no earlier stage {does}{did_you_mean(name, held)}")
 
 
 class Recipe(Settings):
@@ -378,36 +532,22 @@ class Recipe(Settings):
     def _stages_fit(self) -> Recipe:
         if not self.stages:
             raise ValueError("a recipe needs at least one stage")
-        trained, data, names = {BASE}, set[str](), set[str]()
+        made = _Made()
         for stage in self.stages:
-            if stage.name in names or stage.name == BASE:
-                raise ValueError(f"two stages are called {stage.name!r}")
-            if not stage.name.replace("-", "").replace("_", "").isalnum():
-                raise ValueError(f"stage name {stage.name!r} may hold letters, digits, '-' and '_' only")
-            names.add(stage.name)
-            if isinstance(stage, (Evaluate, Sft, Rl)) and stage.of not in trained:
-                raise ValueError(
-                    f"stage {stage.name!r} is of {stage.of!r}, which no earlier stage trains"
-                    f"{did_you_mean(stage.of, trained)}"
-                )
-            if isinstance(stage, Sft) and stage.data not in data:
-                raise ValueError(
-                    f"stage {stage.name!r} takes data from {stage.data!r}, which no earlier stage demonstrates"
-                    f"{did_you_mean(stage.data, data)}"
-                )
-            if isinstance(stage, (Sft, Rl)):
-                trained.add(stage.name)
-            if isinstance(stage, Demonstrate):
-                data.add(stage.name)
+            made.check(stage)
+            made.add(stage)
         if self.engine.kind == "vllm":
             for stage in self.stages:
-                if isinstance(stage, (Evaluate, Rl)):
+                if isinstance(stage, (Evaluate, Rl, Draw)):
                     s = stage.sampling
                     if s.temperature > 0 and (s.top_p < 1 or s.top_k):
                         raise ValueError(f"stage {stage.name!r}: the vllm engine takes no 'top_p' and no 'top_k'")
                 if isinstance(stage, Rl) and stage.method == "ppo":
                     raise ValueError(f"stage {stage.name!r}: ppo's value head cannot go to the vllm engine")
+        compared = {s.data for s in self.stages if isinstance(s, Crowd)}
+        compared |= {s.gold for s in self.stages if isinstance(s, Judge)}
         learnt = {s.split for s in self.stages if isinstance(s, (Demonstrate, Rl))}
+        learnt |= {s.split for s in self.stages if isinstance(s, Draw) and s.name in compared}
         measured = {split for s in self.stages if isinstance(s, Evaluate) for split in s.splits}
         if learnt & measured:
             raise ValueError(f"split {min(learnt & measured)!r} is both trained on and evaluated on")
@@ -427,6 +567,18 @@ class Recipe(Settings):
                 inputs = (stage.of, stage.data)
             elif isinstance(stage, Rl):
                 inputs, outputs = (stage.of, stage.split), ("episodes", "feedback", f"dataset:{stage.name}", *outputs)
+            elif isinstance(stage, Draw):
+                inputs, outputs = (stage.of, stage.split), ("episodes", "feedback")
+            elif isinstance(stage, Crowd):
+                inputs, outputs = (stage.data,), ("feedback",)
+            elif isinstance(stage, Judge):
+                inputs, outputs = (stage.of, stage.gold, stage.judges), ("feedback", f"dataset:{stage.name}", *outputs)
+            elif isinstance(stage, Dataset):
+                inputs, outputs = ("feedback",), (f"dataset:{stage.name}",)
+            elif isinstance(stage, Fit):
+                inputs = (stage.of, stage.data)
+            elif isinstance(stage, Measure):
+                inputs, outputs = (stage.of, stage.data), ()
             else:
                 inputs, outputs = tuple(s.name for s in self.stages if s is not stage), ("report.html",)
             out.append(Stage(name=stage.name, kind=stage.kind, inputs=inputs, outputs=outputs))

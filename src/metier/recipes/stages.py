@@ -23,10 +23,24 @@ from metier.base.seeds import rng_for
 from metier.evaluate.suites import evaluate, summary
 from metier.evaluate.text import passages, text_loss
 from metier.feedback.verify import verify_episodes
+from metier.recipes import comparing
 from metier.recipes.context import Context
 from metier.recipes.learning import in_blocks, publish, saver_of
 from metier.recipes.reinforce import reinforce
-from metier.recipes.settings import Demonstrate, Evaluate, Report, Rl, Sft, StageSettings
+from metier.recipes.settings import (
+    Crowd,
+    Dataset,
+    Demonstrate,
+    Draw,
+    Evaluate,
+    Fit,
+    Judge,
+    Measure,
+    Report,
+    Rl,
+    Sft,
+    StageSettings,
+)
 from metier.records.types import (
     DatasetManifest,
     Episode,
@@ -62,6 +76,18 @@ def run_stage(context: Context, settings: StageSettings) -> Mapping[str, Any]:
         return _sft(context, settings)
     if isinstance(settings, Rl):
         return reinforce(context, settings)
+    if isinstance(settings, Draw):
+        return comparing.draw(context, settings)
+    if isinstance(settings, Crowd):
+        return comparing.crowd(context, settings)
+    if isinstance(settings, Judge):
+        return comparing.judge(context, settings)
+    if isinstance(settings, Dataset):
+        return comparing.build_dataset(context, settings)
+    if isinstance(settings, Fit):
+        return comparing.fit_stage(context, settings)
+    if isinstance(settings, Measure):
+        return comparing.measure(context, settings)
     assert isinstance(settings, Report)
     return _report(context)
 

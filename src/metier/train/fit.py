@@ -81,10 +81,12 @@ class FitSettings(Learning):
     keep_states: Positive = 1  # of the states to go on from, how many stay
 
 
-def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str, Any]:
-    """Train as told and return {"out", "weights_hash", "steps", "rows", counts of rows left out}.
+def fit(
+    settings: FitSettings, *, on_event: Listener | None = None, manifest: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Train as told and return {"out", "weights_hash", "steps", "rows", "metrics", counts of rows left out}.
 
-    Raises a `MetierError` for everything that the user can mend; nothing that was written is lost.
+    `manifest` is what else the checkpoint should say of itself. Raises a `MetierError` for everything that the user can mend; nothing that was written is lost.
     """
     objective = get_objective(settings.objective, **settings.options)
     if objective.rows == "episode":
@@ -110,7 +112,7 @@ def fit(settings: FitSettings, *, on_event: Listener | None = None) -> dict[str,
         if processes.leads():
             _claim(out, identity)
         processes.wait()
-        return _done(out) or _fit(settings, objective, rows, held, out, identity, on_event)
+        return _done(out) or _fit(settings, objective, rows, held, out, identity, on_event, manifest or {})
 
 
 def _fit(
@@ -121,6 +123,7 @@ def _fit(
     out: Path,
     identity: Mapping[str, Any],
     on_event: Listener | None,
+    told: Mapping[str, Any],
 ) -> dict[str, Any]:
     keep_freed_memory()
     tokenizer = load_tokenizer(settings.model)
@@ -177,6 +180,7 @@ def _fit(
             if not processes.leads():
                 return
             manifest = {
+                **told,
                 **identity,
                 "objective": settings.objective,
                 "rows": len(units),
@@ -251,7 +255,7 @@ def _done(out: Path) -> dict[str, Any] | None:
         return None
     noted = json.loads(file.read_text())
     kept = {"out": str(out / "model"), "weights_hash": noted["weights_hash"], "steps": noted["steps"]}
-    return {**kept, "rows": noted["rows"], **noted["left_out"]}
+    return {**kept, "rows": noted["rows"], "metrics": noted["metrics"], **noted["left_out"]}
 
 
 def _kept_loss(folder: Path) -> float:
