@@ -272,9 +272,9 @@ def _dataset(ledger: LedgerView, dataset_id: str) -> DatasetLineage:
         for number, record_id in said:
             of_sort[number][1][0].append(record_id)
         scored = [number for number in {row.sort for row in said} if of_sort[number][0]]
-        for number, payload in rows_among(connection, _payloads(held.seq), feedback.c.sort, scored):
-            if (value := json.loads(payload).get("value")) is not None:
-                of_sort[number][1][1].append(float(value))
+        for row in rows_among(connection, _payloads(held.seq), feedback.c.sort, scored):
+            if (value := json.loads(row.body).get("value")) is not None:
+                of_sort[row.sort][1][1].append(float(value))
         by_weights, task_ids = _by_weights(connection, held.seq)
         by_family = _by_family(connection, held.seq, task_ids)
     return DatasetLineage(
