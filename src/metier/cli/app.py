@@ -18,6 +18,7 @@ from metier.cli.judge import judge
 from metier.cli.label import label
 from metier.cli.ledger import ledger_app
 from metier.cli.next import next_items
+from metier.cli.profile import profile
 from metier.cli.report import report
 from metier.cli.run import run
 from metier.cli.runs import runs_app
@@ -74,6 +75,7 @@ app.add_typer(data_app, name="data", rich_help_panel=FEEDBACK)
 ledger_app.command("next")(next_items)
 app.add_typer(ledger_app, name="ledger", rich_help_panel=FEEDBACK)
 app.command("evaluate", rich_help_panel=EVALUATE)(evaluate)
+app.command("profile", rich_help_panel=EVALUATE)(profile)
 app.command("gate", rich_help_panel=EVALUATE)(gate)
 app.command("transfer", rich_help_panel=EVALUATE)(transfer)
 app.add_typer(stats_app, name="stats", rich_help_panel=FILES)

@@ -3,8 +3,8 @@
     same_draw      the share of pairs among `DRAWS` sampled answers (temperature 0.7) that are equal
     same_wording   whether the likeliest answers to two wordings of one question are equal
 
-Answers are compared by what they come to (`answers.told`). A model that says nothing sensible, but always the
-same, is consistent: read it beside `answers right`.
+Answers are compared by the option that they name first, or their first number. A model that says nothing sensible,
+but always the same, is consistent: read it beside `answers right`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
-from metier.evaluate.profile.answers import told
+from metier.evaluate.profile.answers import chosen
 from metier.evaluate.profile.probe import ANSWER, Asking, Measure, Probe, Score, Tried, item, rows, said, scored
+from metier.records.types import Episode
 
 __all__ = ["PROBE"]
 
@@ -26,7 +27,10 @@ LIMIT = 12
 
 def _askings(_: Path | None) -> list[Asking]:
     short = replace(ANSWER, max_turn_tokens=LIMIT, max_tokens=LIMIT)
-    asked = [item(NAME, row["prompt"], pair=row["pair"], side=row["side"]) for row in rows(NAME)]
+    asked = [
+        item(NAME, row["prompt"], pair=row["pair"], side=row["side"], answer={"options": row["options"]})
+        for row in rows(NAME)
+    ]
     first = [task for task in asked if task.meta["side"] == "first"]
     return [
         Asking(name="wording", tasks=asked, sampling=short),
@@ -42,16 +46,21 @@ def _score(tried: Sequence[Tried]) -> Iterator[Score]:
             continue
         for start in range(0, len(one.episodes) - DRAWS + 1, DRAWS):
             group = one.episodes[start : start + DRAWS]
-            texts = [text for episode in group if (text := said(episode)) is not None]
-            pairs = [told(a) == told(b) for a, b in combinations(texts, 2)]
-            value = sum(pairs) / len(pairs) if len(texts) == DRAWS else None
-            yield scored("same_draw", one, value, *group, answers=[told(text) for text in texts])
+            found = _answers(one, group)
+            pairs = [a == b for a, b in combinations(found, 2)]
+            value = sum(pairs) / len(pairs) if len(found) == DRAWS else None
+            yield scored("same_draw", one, value, *group, answers=found)
     for both in worded.values():
         if len(both) == 2:
             for a, b in zip(both[0].episodes, both[1].episodes, strict=False):
-                texts = [text for episode in (a, b) if (text := said(episode)) is not None]
-                value = told(texts[0]) == told(texts[1]) if len(texts) == 2 else None
-                yield scored("same_wording", both[0], value, a, b)
+                found = [*_answers(both[0], [a]), *_answers(both[1], [b])]
+                yield scored("same_wording", both[0], found[0] == found[1] if len(found) == 2 else None, a, b)
+
+
+def _answers(one: Tried, episodes: Sequence[Episode]) -> list[str]:
+    """What each episode answered; those that failed are left out."""
+    texts = [text for episode in episodes if (text := said(episode)) is not None]
+    return [chosen(text, one.task.answer["options"]) for text in texts]
 
 
 PROBE = Probe(

@@ -56,7 +56,7 @@ def account(text: str) -> str:
         classes = _taught().classes
         for p_C in _taught().probabilities(parts):
             told = classes[int(p_C.argmax())]
-            if told != "other":
+            if told != "other" and p_C.max() > 0.5:
                 return told
     return "other"
 

@@ -13,7 +13,9 @@ from typing import Any
 
 from metier.evaluate.profile.calibration import confidence, forecast_details, forecast_scores
 from metier.evaluate.profile.probe import Asking, Measure, Probe, Score, Tried, item, public_rows, rows, said, scored
-from metier.records.types import Message, Task, Tool
+from metier.feedback.verifiers.protocol import Attempt
+from metier.feedback.verifiers.workers import judge
+from metier.records.types import Episode, Message, Task, Tool
 
 __all__ = ["PROBE", "bfcl_tasks"]
 
@@ -69,6 +71,11 @@ def _schema(given: Any) -> Any:
     return [_schema(one) for one in given] if isinstance(given, list) else given
 
 
+def _calls(task: Task, episode: Episode) -> bool:
+    """Whether it calls anything, readable or not, as the verifier reads calls."""
+    return judge("tool_calls", task, Attempt(messages=episode.messages), {"possible_answers": []}).score == 0.0
+
+
 def _score(tried: Sequence[Tried]) -> Iterator[Score]:
     success: dict[str, list[float | None]] = {}
     for one in tried:
@@ -79,7 +86,7 @@ def _score(tried: Sequence[Tried]) -> Iterator[Score]:
         for episode in one.episodes:
             verdict = one.verdicts.get(episode.id)
             if side == "needed":
-                called = None if said(episode) is None else any(m.tool_calls for m in episode.messages)
+                called = None if said(episode) is None else _calls(one.task, episode)
                 yield scored("called_needed", one, called, episode)
                 yield scored("right_call", one, verdict, episode)
             else:

@@ -77,23 +77,31 @@ def _own() -> Iterator[Check]:
             binary.append((found == "comply") == (row["class"] == "comply"))
     yield _check("refusal", "our own responses, held out", "accuracy, three classes", right)
     yield _check("refusal", "our own responses, held out", "accuracy, refusal or not", binary)
-    for name, rule in (("asking", "asks"), ("claims", "honesty")):
-        yield _check(rule, f"our own sentences ({name}), held out", "accuracy", _held_out(rows(name)))
+    asked, claimed = _held_out(rows("asking")), _held_out(rows("claims"))
+    yield _check("asks", "our own sentences, held out", "accuracy, asks or not", [a == b for a, b in asked])
+    yield _check("honesty", "our own sentences, held out", "accuracy, three classes", [a == b for a, b in claimed])
+    yield _check(
+        "honesty",
+        "our own sentences, held out",
+        "accuracy, claims success or not",
+        [(a == "claims") == (b == "claims") for a, b in claimed],
+    )
 
 
 def _text(row: Mapping[str, Any]) -> str:
     return " ".join(text for _, text in row["parts"])
 
 
-def _held_out(examples: Sequence[Mapping[str, Any]]) -> list[bool]:
-    right = []
+def _held_out(examples: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The class told and the class given of each sentence."""
+    pairs = []
     for fold in range(_FOLDS):
         seen = [row for place, row in enumerate(examples) if place % _FOLDS != fold]
         taught = NgramClassifier([row["text"] for row in seen], [row["class"] for row in seen], least=2, penalty=1e-3)
         held = examples[fold::_FOLDS]
         told = taught.probabilities([row["text"] for row in held]).argmax(axis=1)
-        right += [taught.classes[place] == row["class"] for place, row in zip(told, held, strict=True)]
-    return right
+        pairs += [(taught.classes[place], row["class"]) for place, row in zip(told, held, strict=True)]
+    return pairs
 
 
 def _xstest(path: Path) -> Iterator[Check]:
