@@ -204,9 +204,11 @@ def test_only_what_a_person_confirmed_becomes_a_task(ledger: Ledger, tmp_path: P
     assert "trained on it" in as_html(card_of(ledger, manifest.id))  # a dataset that no declaration made has a card too
     rl = parse(DatasetSettings, {"name": "tasks", "views": [{"kind": "rl", "where": {"splits": ["train"]}}]})
     assert build(ledger, rl).manifest.task_ids == (task_id,)
-    forget(ledger, "p1", why="asked to")
+    reached = forget(ledger, "p1", why="asked to")
+    assert {"p1", "p1-edit", task_id} <= set(reached.records) and "p2" not in reached.records
     assert ledger.dataset(manifest.id).stale
-    with pytest.raises(DataError, match="drafted from was erased"):
+    assert "Rome" not in str(ledger.task(task_id)), "what was drafted of it said the same"
+    with pytest.raises(DataError, match="the task was erased"):
         build(ledger, rl)
 
 

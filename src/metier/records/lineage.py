@@ -152,7 +152,8 @@ class Reach:
 
     record_id: str
     kind: str  # task, episode or feedback; person or source
-    records: tuple[str, ...]  # the records and what quotes them: a task's episodes, the feedback about an episode
+    # The records and what quotes them: a task's episodes, tasks drafted from an episode, the feedback about one.
+    records: tuple[str, ...]
     datasets: tuple[str, ...]
     checkpoints: tuple[str, ...]
 
@@ -213,8 +214,12 @@ def reached(ledger: LedgerView, record_id: str) -> Reach:
 
 
 def reach(connection: Connection, name: str, kind: str, start: Mapping[str, Sequence[str]]) -> Reach:
-    """How far these records went, with what quotes them; `start` is ids by kind of record."""
+    """How far these records went, with what quotes them; `start` is ids by kind of record.
+
+    A task quotes the episode that it was drafted from, an episode its task, and feedback what it is about.
+    """
     members = {each: list(start.get(each, ())) for each in ("task", "episode", "feedback")}
+    members["task"] += _drafted_from(connection, set(members["episode"]))
     if members["task"]:
         query = select(episodes.c.id).order_by(episodes.c.seq)
         members["episode"] += [row.id for row in rows_among(connection, query, episodes.c.task_id, members["task"])]
@@ -233,6 +238,15 @@ def reach(connection: Connection, name: str, kind: str, start: Mapping[str, Sequ
         datasets=tuple(held),
         checkpoints=_trained_on(connection, held),
     )
+
+
+def _drafted_from(connection: Connection, episode_ids: set[str]) -> list[str]:
+    """Tasks that were made of these episodes. Few are drafted, so their bodies are searched as text first."""
+    if not episode_ids:
+        return []
+    query = select(tasks.c.id, tasks.c.body).where(tasks.c.body.contains('"drafted"')).order_by(tasks.c.seq)
+    held = ((row.id, json.loads(row.body).get("meta", {})) for row in connection.execute(query))
+    return [task_id for task_id, meta in held if meta.get("drafted") and meta.get("episode") in episode_ids]
 
 
 def kind_of(connection: Connection, record_id: str) -> str | None:
