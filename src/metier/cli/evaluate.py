@@ -66,7 +66,7 @@ def evaluate(
     ] = None,
     stop: Annotated[bool, typer.Option("--stop", help="With --against: end as soon as that is decided.")] = False,
     margin: Annotated[
-        float | None, typer.Option(help="With --against: within this difference the two are equivalent.")
+        float | None, typer.Option(help="With --stop: within this difference the two are equivalent.")
     ] = None,
     plugin: Annotated[
         list[Path] | None, typer.Option(help="A Python file that registers tools, verifiers or families.")
@@ -97,6 +97,8 @@ def evaluate(
         raise ConfigError("--identity names weights behind an endpoint; those of a model here are known by their hash")
     if stop and against is None:
         raise ConfigError("--stop needs a baseline; name its samples with --against")
+    if margin is not None and not stop:
+        raise ConfigError("--margin belongs to --stop: it is the difference within which two are equivalent")
     if inspect_log is not None and len(suites) > 1:
         raise ConfigError("an Inspect log holds one task, so --inspect takes one suite")
     of_endpoint, of_suites = _parted(settings or [])

@@ -13,6 +13,7 @@ does not protect against: tools and users whose answers change from day to day.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,26 +38,34 @@ __all__ = ["Budget", "Place", "evaluate", "last_tries", "refuse_trained", "succe
 Place = tuple[str, int]
 """A task's id and the number of the attempt at it, from 0."""
 
+_FIRST = 8  # episodes that tell what one takes, where that is bounded
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """The most that an evaluation may take. What it did before a stop counts, but for the seconds."""
+    """The most that an evaluation may take. What it did before a stop counts, but for the seconds.
+
+    An episode is begun where the dearest so far would still fit; of the first few, nothing is known yet.
+    """
 
     episodes: float = math.inf
     tokens: float = math.inf  # read and written
     usd: float = math.inf
-    seconds: float = math.inf  # wall time of one call of `evaluate`
+    seconds: float = math.inf  # wall time of one call of `evaluate`, looked at between chunks
 
     def room(self, done: Sequence[Episode], seconds: float) -> int:
-        """How many episodes may still be begun after these: all that are left of the budget, or none."""
-        spent = (
-            (sum(e.cost.prompt_tokens + e.cost.completion_tokens for e in done), self.tokens),
-            (math.fsum(e.cost.usd for e in done), self.usd),
-            (seconds, self.seconds),
+        """How many episodes may be begun now, after these."""
+        left = self.episodes - len(done)
+        costs = (
+            (self.tokens, [float(e.cost.prompt_tokens + e.cost.completion_tokens) for e in done]),
+            (self.usd, [e.cost.usd for e in done]),
         )
-        if any(amount >= most for amount, most in spent):
-            return 0
-        return int(min(max(0.0, self.episodes - len(done)), 1 << 60))
+        for most, spent in costs:
+            if math.isfinite(most) and not done:
+                left = min(left, _FIRST)
+            elif math.isfinite(most) and max(spent):
+                left = min(left, (most - math.fsum(spent)) / max(spent))
+        return 0 if seconds >= self.seconds else int(min(max(left, 0.0), 1 << 60))
 
 
 def evaluate(
@@ -93,38 +102,33 @@ def evaluate(
     for episode in kept:
         tries.setdefault((episode.task_id, episode.index), []).append(episode)
     limits, began, total = budget or Budget(), monotonic(), repeats * len(tasks)
-    for repeat in range(repeats):
-        for start in range(0, len(tasks), chunk):
-            here = tasks[start : start + chunk]
-            held = [tries[task.id, repeat][-1] for task in here if (task.id, repeat) in tries]
-            failed = {e.task_id for e in held if again and _failed(e)}
-            unjudged = [e for e in held if e.id not in judged and e.task_id not in failed]
-            present = {e.task_id for e in held} - failed
-            due = [task for task in here if task.id not in present]
-            if not due and not unjudged:
-                continue
-            if enough is not None and enough():
-                break
-            room = limits.room(kept, monotonic() - began)
+    for repeat, start in itertools.product(range(repeats), range(0, len(tasks), chunk)):
+        here = tasks[start : start + chunk]
+        held = [tries[task.id, repeat][-1] for task in here if (task.id, repeat) in tries]
+        failed = {e.task_id for e in held if again and _failed(e)}
+        present = {e.task_id for e in held} - failed
+        due = [task for task in here if task.id not in present]
+        unjudged = [e for e in held if e.task_id in present and e.id not in judged]  # it was stopped between the two
+        if (due or unjudged) and enough is not None and enough():
+            break
+        while due or unjudged:
             plans = [
-                _plan(run_id, stage, seed, task, repeat, len(tries.get((task.id, repeat), ()))) for task in due[:room]
+                _plan(run_id, stage, seed, task, repeat, len(tries.get((task.id, repeat), ())))
+                for task in due[: limits.room(kept, monotonic() - began)]
             ]
-            drawn: list[Episode] = []
-            if plans:
-                drawn = run_episodes(
-                    policy, plans, sampling=sampling, weights=weights, run_id=run_id, stage=stage, tools=tools
-                )
-            ledger.add_episodes(drawn)
-            kept += drawn
-            feedback = verify_episodes(by_id, [*unjudged, *drawn], executor, run_id=run_id)
-            ledger.add_feedback(feedback)
-            if drawn or unjudged:
-                on_chunk(repeat * len(tasks) + start + len(here), total, [*unjudged, *drawn], feedback)
-            if len(plans) < len(due):
+            if not plans and not unjudged:
                 break
-        else:
-            continue
-        break
+            drawn = run_episodes(
+                policy, plans, sampling=sampling, weights=weights, run_id=run_id, stage=stage, tools=tools
+            )
+            ledger.add_episodes(drawn)
+            kept, due = [*kept, *drawn], due[len(drawn) :]
+            episodes, unjudged = [*unjudged, *drawn], []
+            feedback = verify_episodes(by_id, episodes, executor, run_id=run_id)
+            ledger.add_feedback(feedback)
+            on_chunk(repeat * len(tasks) + start + len(here) - len(due), total, episodes, feedback)
+        if due:
+            break
     verdicts = successes(ledger, run_id, stage)
     counts = last_tries(ledger.episodes(run_id=run_id, stage=stage))
     scores = {place: verdicts[episode.id] for place, episode in counts.items()}
