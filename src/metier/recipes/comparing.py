@@ -42,6 +42,7 @@ from metier.models.hub import device_of, load_scorer
 from metier.recipes.context import Context
 from metier.recipes.learning import manifest_of, record
 from metier.recipes.settings import BASE, Crowd, Dataset, Draw, Fit, Judge, Measure
+from metier.records.ledger import Ledger
 from metier.records.types import DatasetManifest, Episode, Feedback, Group, Task
 from metier.rollout.episodes import Plan, kept_episodes, plan_id, run_episodes
 from metier.stats.calibration import calibration
@@ -49,7 +50,7 @@ from metier.stats.intervals import share_interval
 from metier.train.data import Encoder, scored_at_end
 from metier.train.fit import FitSettings, fit
 
-__all__ = ["build_dataset", "crowd", "draw", "fit_stage", "judge", "measure", "true_pairs"]
+__all__ = ["build_dataset", "crowd", "draw", "fit_stage", "judge", "measure", "pairs_of_truth"]
 
 TRUTH = RewardPolicy(success=1.0, partial=0.3)
 _CHUNK = 32  # tasks between two savings
@@ -125,12 +126,16 @@ def _plans(context: Context, settings: Draw, number: int, task: Task) -> list[Pl
     ]
 
 
-def true_pairs(context: Context, stage: str, most: int) -> list[Compared]:
+def _pairs(context: Context, stage: str, most: int) -> list[Compared]:
+    return _true_pairs(context.ledger, context.run_id, stage, most, context.recipe.seed)
+
+
+def _true_pairs(ledger: Ledger, run_id: str, stage: str, most: int, seed: int) -> list[Compared]:
     """At most `most` pairs of each task of a `draw` stage, drawn among those of different reward."""
-    episodes = context.ledger.episodes(run_id=context.run_id, stage=stage)
-    tasks = context.ledger.tasks({e.task_id for e in episodes})
+    episodes = ledger.episodes(run_id=run_id, stage=stage)
+    tasks = ledger.tasks({e.task_id for e in episodes})
     said: dict[str, list[Feedback]] = {}
-    for one in context.ledger.feedback(run_id=context.run_id, about=[e.id for e in episodes]):
+    for one in ledger.feedback(run_id=run_id, about=[e.id for e in episodes]):
         if one.kind == "score" and one.source.kind == "verifier":
             said.setdefault(one.about[0], []).append(one)
     by_task: dict[str, list[tuple[Episode, float]]] = {}
@@ -140,7 +145,7 @@ def true_pairs(context: Context, stage: str, most: int) -> list[Compared]:
             by_task.setdefault(episode.task_id, []).append((episode, reward))
     found = []
     for task_id, rewarded in by_task.items():
-        rng = rng_for(context.recipe.seed, stage, "pairs", task_id)
+        rng = rng_for(seed, stage, "pairs", task_id)
         both = itertools.combinations(rewarded, 2)
         unequal = [(a, b) for a, b in both if a[1] != b[1] and a[0].messages != b[0].messages]
         for a, b in rng.sample(unequal, min(most, len(unequal))):
@@ -149,19 +154,24 @@ def true_pairs(context: Context, stage: str, most: int) -> list[Compared]:
     return found
 
 
-# --- who compares ------------------------------------------------------------------------
-
-
-def crowd(context: Context, settings: Crowd) -> Mapping[str, Any]:
-    """Carry out a `crowd` stage."""
-    pairs = [
+def pairs_of_truth(ledger: Ledger, run_id: str, stage: str, most: int, seed: int) -> list[Pair]:
+    """At most `most` pairs of each task of a `draw` stage of a run with this seed, as simulated people are asked."""
+    return [
         Pair(
             episodes=(one.episodes[0].id, one.episodes[1].id),
             better=0 if one.better == 0 else 1,
             lengths=(_length(one.task, one.episodes[0]), _length(one.task, one.episodes[1])),
         )
-        for one in true_pairs(context, settings.data, settings.pairs)
+        for one in _true_pairs(ledger, run_id, stage, most, seed)
     ]
+
+
+# --- who compares ------------------------------------------------------------------------
+
+
+def crowd(context: Context, settings: Crowd) -> Mapping[str, Any]:
+    """Carry out a `crowd` stage."""
+    pairs = pairs_of_truth(context.ledger, context.run_id, settings.data, settings.pairs, context.recipe.seed)
     said = asked(
         pairs,
         settings.people,
@@ -177,7 +187,7 @@ def crowd(context: Context, settings: Crowd) -> Mapping[str, Any]:
 
 def judge(context: Context, settings: Judge) -> Mapping[str, Any]:
     """Carry out a `judge` stage."""
-    gold = true_pairs(context, settings.gold, settings.pairs)
+    gold = _pairs(context, settings.gold, settings.pairs)
     names = sorted({one.task.id for one in gold})
     rng_for(context.recipe.seed, settings.name, "halves").shuffle(names)
     teaching = set(names[: (len(names) + 1) // 2])
@@ -213,7 +223,7 @@ def judge(context: Context, settings: Judge) -> Mapping[str, Any]:
             return {**told, "statements": 0}
         asked_of = _of(context.recipe.stages, settings.judges)
         said = []
-        for one in true_pairs(context, asked_of.data, asked_of.pairs):
+        for one in _pairs(context, asked_of.data, asked_of.pairs):
             judgement = judge.compare(_gold(one).item)
             about = [e.id for e in one.episodes]
             said.append(feedback_of(judge, judgement, about, criterion=asked_of.criterion, run_id=context.run_id))
@@ -316,7 +326,7 @@ def _fitted(
 
 def measure(context: Context, settings: Measure) -> Mapping[str, Any]:
     """Carry out a `measure` stage."""
-    pairs = true_pairs(context, settings.data, settings.pairs)
+    pairs = _pairs(context, settings.data, settings.pairs)
     context.refuse_trained(settings.of, [one.task for one in pairs], f"stage {settings.name!r}")
     context.release()
     place = str(context.folder / "checkpoints" / settings.of)

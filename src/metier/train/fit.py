@@ -86,7 +86,8 @@ def fit(
 ) -> dict[str, Any]:
     """Train as told and return {"out", "weights_hash", "steps", "rows", "metrics", counts of rows left out}.
 
-    `manifest` is what else the checkpoint should say of itself. Raises a `MetierError` for everything that the user can mend; nothing that was written is lost.
+    `manifest` is what else the checkpoint should say of itself. Raises a `MetierError` for everything
+    that the user can mend; nothing that was written is lost.
     """
     objective = get_objective(settings.objective, **settings.options)
     if objective.rows == "episode":
