@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from metier.cli.evaluate import evaluate
 from served import KEY, Server
 
 pytestmark = [
@@ -113,6 +114,39 @@ def sums():
     assert (told["status"], told["results"]["completed_samples"]) == ("success", len(SUMS))
     accuracy = told["results"]["scores"][0]["metrics"]["accuracy"]["value"]
     assert accuracy == right(server, r"(?s)(.*)", lambda said, answer: answer in said)
+
+
+def test_an_evaluation_is_a_log_of_inspect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    evaluate(
+        model="smollm2", suites=["desk:heldout"], n=4, repeats=2, out=Path("samples.jsonl"),
+        inspect_logs=Path("logs"), settings=["sampling.temperature=1.0"], as_json=True,
+    )  # fmt: skip
+    (tmp_path / "read.py").write_text(
+        """
+import json
+from inspect_ai.log import list_eval_logs, read_eval_log
+(found,) = list_eval_logs("logs")
+log = read_eval_log(found)
+json.dump({
+    "status": log.status, "epochs": log.eval.config.epochs, "total": log.results.total_samples,
+    "mean": log.results.scores[0].metrics["mean"].value,
+    "calls": sum(len(getattr(m, "tool_calls", None) or []) for s in log.samples for m in s.messages),
+    "samples": [[s.id, s.epoch, s.scores["success"].value, s.output.completion] for s in log.samples],
+}, open("read.json", "w"))
+"""
+    )
+    run("python", "read.py", folder=tmp_path)
+    read = json.loads((tmp_path / "read.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert (read["status"], read["epochs"], read["total"]) == ("success", 2, 8)
+    assert [one[:3] for one in read["samples"]] == [[row["id"], row["repeat"] + 1, row["score"]] for row in rows]
+    assert read["mean"] == sum(row["score"] for row in rows) / len(rows)
+    assert read["calls"] == sum(row["tool_calls"] for row in rows)
+    run("inspect", "view", "bundle", "--log-dir", "logs", "--output-dir", "page", folder=tmp_path)
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == [
+        path.name for path in (tmp_path / "page" / "logs").glob("*desk-heldout*")
+    ]
 
 
 @pytest.mark.parametrize("of", ["inspect", "verifiers"])

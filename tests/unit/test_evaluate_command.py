@@ -404,7 +404,6 @@ def test_the_command_with_a_model(
         ({"stop": True}, "--stop needs a baseline"),
         ({"margin": 0.1}, "--margin belongs to --stop"),
         ({"suites": ["general:chat", "general:chat"]}, "two suites are called 'general/chat'"),
-        ({"suites": ["general:chat", "general:arithmetic"], "inspect_log": Path("x")}, "takes one suite"),
         ({"settings": ["endpoint.key=x"]}, "of an endpoint"),
         ({"settings": ["smpling.top_p=1"]}, "unknown key 'smpling'"),
         ({"plugin": [Path("absent.py")]}, "there is no plugin absent.py"),

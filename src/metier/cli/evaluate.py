@@ -41,9 +41,9 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write the samples there, as metier stats and gate read them.")
     ] = None,
-    inspect_log: Annotated[
+    inspect_logs: Annotated[
         Path | None,
-        typer.Option("--inspect", metavar="LOG.json", help="Write a log that inspect view opens; of one suite."),
+        typer.Option("--inspect", metavar="FOLDER", help="Write a log of each suite there, for inspect view."),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -99,8 +99,6 @@ def evaluate(
         raise ConfigError("--stop needs a baseline; name its samples with --against")
     if margin is not None and not stop:
         raise ConfigError("--margin belongs to --stop: it is the difference within which two are equivalent")
-    if inspect_log is not None and len(suites) > 1:
-        raise ConfigError("an Inspect log holds one task, so --inspect takes one suite")
     of_endpoint, of_suites = _parted(settings or [])
     if of_endpoint and endpoint is None:
         raise ConfigError(f"{of_endpoint[0]} is of an endpoint; name one with --endpoint")
@@ -126,22 +124,23 @@ def evaluate(
     ):
         from metier.evaluate.evaluation import run_suite
 
-        for one in read:
+        for wanted in read:
             done.append(
                 run_suite(
                     records,
                     measured,
-                    one,
+                    wanted,
                     seed=seed,
                     chunk=chunk,
                     again=again,
                     workers=workers,
                     against=baseline if stop else None,
-                    on_chunk=_progress(one.suite.name),
+                    on_chunk=_progress(wanted.suite.name),
                 )
             )
-        if inspect_log is not None:
-            _write_inspect(inspect_log, records, measured, done[0])
+        if inspect_logs is not None:
+            for one in done:
+                _write_inspect(inspect_logs, records, measured, one)
         told = {
             "model": measured.name,
             "identity": dict(measured.identity),
@@ -251,11 +250,12 @@ def _write_samples(out: Path, done: Sequence[Evaluation]) -> None:
     write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _write_inspect(path: Path, ledger: Ledger, measured: Measured, done: Evaluation) -> None:
+def _write_inspect(folder: Path, ledger: Ledger, measured: Measured, done: Evaluation) -> None:
     from metier.base.files import write_whole
-    from metier.evaluate.inspect_log import inspect_log
+    from metier.evaluate.inspect_log import inspect_log, log_name
 
-    write_whole(path, json.dumps(inspect_log(ledger, done, model=measured.name), ensure_ascii=False, indent=1))
+    log = inspect_log(ledger, done, model=measured.name)
+    write_whole(folder / log_name(log), json.dumps(log, ensure_ascii=False, indent=1))
 
 
 def _print(told: dict[str, Any]) -> None:

@@ -3,13 +3,15 @@
 The log is the JSON form of inspect-ai's `EvalLog`, version 2, written without inspect-ai: a sample for each attempt
 (its `epoch` is the attempt, counted from 1), with the whole conversation, what the verifiers said as scores, and its
 tokens. The first score is `success`, then one for each verifier. A sample that broke has an `error` and no scores,
-as Inspect has it: unscored is not zero. What was not run is not in the log; `results` counts it.
+as Inspect has it: unscored is not zero. What was not run is not in the log; `results` counts it. Inspect lists a
+JSON log only where its name begins with a time, so `log_name` says what to call it.
 
 Left out: events (the transcript of Inspect's own run), logs of models' calls, and token ids, which the ledger has.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +23,7 @@ from metier.records.types import Episode, Feedback, Message, Task, to_plain
 from metier.records.view import LedgerView
 from metier.stats.intervals import mean_interval
 
-__all__ = ["inspect_log"]
+__all__ = ["inspect_log", "log_name"]
 
 SUCCESS = "success"
 STOPS = {"stop": "stop", "length": "max_tokens", "tokens": "max_tokens", "context": "model_length"}
@@ -88,6 +90,13 @@ def inspect_log(ledger: LedgerView, done: Evaluation, *, model: str) -> dict[str
             _sample(row, tasks[row.id], episodes[row.episode], said.get(row.episode, []), name) for row in made
         ],
     }
+
+
+def log_name(log: Mapping[str, Any]) -> str:
+    """The name of the log's file: time, task and id, as Inspect calls its own. The same for the same evaluation."""
+    of = log["eval"]
+    task = re.sub(r"[^A-Za-z0-9.]+", "-", of["task"]).strip("-")
+    return f"{of['created'].replace(':', '-').replace('Z', '+00-00')}_{task}_{of['eval_id']}.json"
 
 
 def _results(rows: Sequence[Sample], said: Mapping[str, Sequence[Feedback]]) -> list[dict[str, Any]]:
