@@ -12,6 +12,7 @@ import pytest
 
 from metier.base.errors import ConfigError, DataError, MetierError
 from metier.cli.evaluate import evaluate
+from metier.cli.runs import show
 from metier.cli.stats import stats_app
 from metier.evaluate.declared import Pinned, read_suite, verifier_versions
 from metier.evaluate.evaluation import Baseline, Evaluation, Measured, run_suite
@@ -378,6 +379,10 @@ def test_the_command_with_a_model(
     )
     told = json.loads(capsys.readouterr().out)
     assert (told["n"], told["diff"], told["only_in_b"]) == (4, 0.0, 4)
+
+    show(first["suites"][0]["evaluation"], as_json=True)
+    (shown,) = json.loads(capsys.readouterr().out)["evaluations"]
+    assert (shown["stage"], shown["n"], shown["success"]) == ("general/chat", 8, first["suites"][0]["mean"])
 
     evaluate(model=str(model), suites=suites, out=tmp_path / "twice.jsonl", **how)
     second = json.loads(capsys.readouterr().out)

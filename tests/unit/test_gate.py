@@ -367,3 +367,22 @@ def test_clusters_are_found_in_samples(tmp_path: Path, capsys: pytest.CaptureFix
     (metric,) = json.loads(capsys.readouterr().out)["metrics"]
     assert (metric["n"], metric["clusters"]) == (100, 10)
     assert not [caveat for caveat in metric["caveats"] if "further samples" in caveat]  # the other suite is not read
+
+
+def test_logs_of_other_harnesses_are_sides_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inspect = {
+        "samples": [{"id": f"t{n}", "epoch": 1, "scores": {"includes": {"value": "C"}}} for n in range(40)]
+        + [{"id": "t40", "epoch": 1, "error": {"message": "timeout"}}]
+    }
+    (tmp_path / "inspect.json").write_text(json.dumps(inspect))
+    lm_eval = [
+        {"doc_id": f"t{n}", "filter": "none", "metrics": ["exact_match"], "exact_match": 1.0 if n % 2 else 0.0}
+        for n in range(40)
+    ]
+    (tmp_path / "samples_x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lm_eval))
+    yaml = "metrics:\n  score: {gain: 0.1}\n"
+    assert run(tmp_path, tmp_path / "inspect.json", tmp_path / "samples_x.jsonl", yaml) == 0
+    said = capsys.readouterr().out
+    assert "run 1.0000, base 0.5000, gain +0.5000" in said and "1 of 41 samples are unscored" in said
+    named = "metrics:\n  quality: {gain: 0.1, field: includes}\n"
+    assert run(tmp_path, tmp_path / "inspect.json", tmp_path / "samples_x.jsonl", named) == 3  # lm-eval has none

@@ -41,7 +41,7 @@ def list_runs(ledger: LedgerOption = None, as_json: JsonOption = False) -> None:
     from metier.cli.find import open_ledger
 
     with open_ledger(ledger) as records:
-        rows = [summary(run) for run in records.runs()]
+        rows = [summary(records, run) for run in records.runs()]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -180,16 +180,19 @@ def prune_runs(
 # --- what is shown -------------------------------------------------------------------
 
 
-def summary(run: Run) -> dict[str, Any]:
-    """A run as JSON-ready values: how far it is and the figures that it measured."""
+def summary(ledger: Ledger, run: Run) -> dict[str, Any]:
+    """A run as JSON-ready values: how far it is and the figures that it measured.
+
+    What was done outside of recipes has no folder and no log; its figures are in the ledger alone.
+    """
     from metier.base.clock import iso
     from metier.records.events import read
 
-    events = read(run.folder)
+    events = read(run.folder) if run.folder else measured(ledger, run)
     numbers = evaluations(events)
     ends = {e["stage"]: "done" for e in events if e["event"] in ("stage_end", "stage_skip")}
     begun = {e["stage"]: "started" for e in events if e["event"] == "stage_start"}
-    report = Path(run.folder) / "report.html"
+    report = Path(run.folder) / "report.html" if run.folder else Path()
     headline = [n for n in numbers if n["split"] == HEADLINE_SPLIT]
     return {
         "id": run.id,
@@ -201,7 +204,7 @@ def summary(run: Run) -> dict[str, Any]:
         "stages": [{"name": s.name, "state": ends.get(s.name, begun.get(s.name, "waiting"))} for s in run.stages],
         "evaluations": numbers,
         "headline": {"before": headline[0], "after": headline[-1]} if headline else None,
-        "report": str(report) if report.exists() else None,
+        "report": str(report) if report.is_file() else None,
     }
 
 
@@ -213,6 +216,23 @@ def evaluations(events: list[Event]) -> list[dict[str, Any]]:
             keys = ("stage", "split", "success", "n", "low", "high")
             found[event["stage"], event["split"]] = {key: event.get(key) for key in keys}
     return list(found.values())
+
+
+def measured(ledger: Ledger, run: Run) -> list[Event]:
+    """What the log of a run would say of its evaluations, had it one."""
+    from metier.evaluate.samples import samples
+    from metier.evaluate.suites import summary as figures
+
+    events: list[Event] = []
+    for stage in run.stages:
+        rows = samples(ledger, run.id, stage.name) if stage.kind == "evaluate" else []
+        for split in dict.fromkeys(row.split for row in rows):
+            own = [row for row in rows if row.split == split]
+            told = figures([row.score for row in own], [row.cluster for row in own])
+            events.append({"event": "eval", "stage": stage.name, "split": split, **told})
+        if rows:
+            events.append({"event": "stage_end", "stage": stage.name})
+    return events
 
 
 def headline_text(headline: dict[str, Any] | None) -> str:
@@ -233,7 +253,7 @@ def show_run(ledger: Ledger, run_id: str, as_json: bool) -> None:
 
     from metier.report.wording import percent
 
-    told = summary(ledger.run(run_id))
+    told = summary(ledger, ledger.run(run_id))
     told["checkpoints"] = [
         {"id": c.id, "stage": c.stage, "step": c.step, "path": c.path, "parent": c.parent, "stale": c.stale}
         for c in ledger.checkpoints(run_id)

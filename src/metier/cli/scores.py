@@ -26,6 +26,7 @@ from metier.stats.tables import Row, Skipped, Table, number, stream_rows
 
 __all__ = ["Scores", "clusters_of", "read_scores"]
 
+SCORE = "score"
 ZSTANDARD = 93  # the number of the method in a zip
 GRADES = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}  # of Inspect: correct, partial, incorrect, no answer
 LM_EVAL_METRICS = ("exact_match", "acc", "acc_norm", "pass@1", "prompt_level_strict_acc", "f1")
@@ -64,12 +65,13 @@ def read_scores(
 ) -> Scores:
     """The scores in the file, or of the run, that is called `name`; `cluster` is the field that groups items.
 
-    With `suite`, those rows of a file whose `suite` it is, or that STAGE or STAGE:SPLIT of a run. Raises `DataError`.
+    `metric` names one of several; `score` is the first of a log that has none of that name. With `suite`, those rows
+    of a file whose `suite` it is, or that STAGE or STAGE:SPLIT of a run. Raises `DataError`.
     """
     path = Path(name)
     scores = Scores(name=name)
     if not path.is_file():
-        _of_run(name if suite is None else f"{name}:{suite}", scores, ledger, metric or "score")
+        _of_run(name if suite is None else f"{name}:{suite}", scores, ledger, metric or SCORE)
     elif zipfile.is_zipfile(path):
         _of_samples(_zipped(path, cluster), scores, cluster, metric)
     else:
@@ -103,7 +105,7 @@ def _of_rows(data: bytes, scores: Scores, cluster: str | None, metric: str | Non
         if "doc_id" in first.cells and "id" not in first.cells:
             _of_lm_eval(rows, first, table, scores, cluster, metric)
         else:
-            _of_plain(rows, table, scores, cluster, metric or "score")
+            _of_plain(rows, table, scores, cluster, metric or SCORE)
     scores.skipped.extend(sorted(table.skipped, key=lambda one: one.line))
 
 
@@ -141,6 +143,7 @@ def _of_lm_eval(
     named = first.cells.get("metrics")
     offered = [str(one) for one in named] if isinstance(named, list) else []
     offered = offered or [one for one in LM_EVAL_METRICS if one in first.cells]
+    metric = None if metric == SCORE and SCORE not in first.cells else metric
     if metric is None and not offered:
         raise DataError(f"{scores.name} names no metric that is known; name one of its fields with --metric")
     key = metric or offered[0]
@@ -191,7 +194,7 @@ def _of_samples(samples: Iterable[Any], scores: Scores, cluster: str | None, met
             continue
         given = given if isinstance(given, dict) else {}
         scorers.update(dict.fromkeys(given))
-        chosen = metric or next(iter(scorers), None)
+        chosen = next(iter(scorers), None) if metric is None or (metric == SCORE and SCORE not in scorers) else metric
         group = None if cluster is None else _field(sample, cluster)
         if cluster is not None and group is None:
             raise DataError(f"{scores.name}, sample {sample['id']}: no field {cluster} to cluster by")
@@ -204,6 +207,7 @@ def _of_samples(samples: Iterable[Any], scores: Scores, cluster: str | None, met
             scores.skipped.append(Skipped(line=place, why=f"sample {sample['id']}: {error}"))
             continue
         scores.add(str(sample["id"]), score, group, place)
+    metric = None if metric == SCORE and SCORE not in scorers else metric
     if metric is not None and metric not in scorers:
         raise DataError(f"{scores.name} has no scorer {metric!r}; it has {', '.join(scorers) or 'none'}")
     if metric is None and len(scorers) > 1:
@@ -279,7 +283,7 @@ def _of_run(name: str, scores: Scores, where: str | None, metric: str) -> None:
         scores.notes.append(f"evaluation {chosen}, of {', '.join(found)}; another with {asked}:STAGE")
     if len(splits) > 1 and not split:
         scores.notes.append(f"the splits {', '.join(splits)} together; one of them with {asked}:{chosen}:SPLIT")
-    if metric != "score" and metric not in numbers(rows):
+    if metric != SCORE and metric not in numbers(rows):
         raise DataError(f"samples of {run_id} have no number {metric!r}; they have {', '.join(numbers(rows))}")
     scores.model = rows[0].model
     for row in rows:

@@ -25,13 +25,13 @@ from metier.base.errors import DataError
 from metier.base.executor import Executor
 from metier.base.ids import derive_id
 from metier.base.seeds import derive_seed
+from metier.evaluate.suites import refuse_trained
 from metier.models.adapters import add_adapter, has_adapter
 from metier.models.hub import device_of, load_model, load_tokenizer
 from metier.models.renderer import Renderer, get_renderer
 from metier.recipes.settings import BASE, Recipe
 from metier.records.events import EventLog, read
 from metier.records.ledger import Ledger
-from metier.records.lineage import why
 from metier.records.types import Task, Weights
 from metier.rollout.policy import EnginePolicy, Policy
 from metier.rollout.torch_engine import TorchEngine
@@ -224,10 +224,5 @@ class Context:
 
     def refuse_trained(self, of: str, tasks: Sequence[Task], what: str) -> None:
         """What a checkpoint learnt from says nothing about how good it is. Raises `DataError`."""
-        if of == BASE:
-            return
-        datasets = [d.id for link in why(self.ledger, self.checkpoint_id(of)).checkpoints for d in link.datasets]
-        trained = {task_id for dataset in datasets for task_id in self.ledger.dataset(dataset).task_ids}
-        caught = next((task for task in tasks if task.id in trained), None)
-        if caught is not None:
-            raise DataError(f"{what}: {self.checkpoint_id(of)} was trained on task {caught.id}; measure it on others")
+        if of != BASE:
+            refuse_trained(self.ledger, self.checkpoint_id(of), tasks, what)
