@@ -49,7 +49,6 @@ from metier.stats.paired import paired
 from metier.stats.transfer import Transfer
 
 SEEDS = (1, 2, 3)
-AUDITED = 64  # tasks of an audit; the truth is of all others
 KINDS = {"hackable": planted.HACKABLE, "honest": planted.HONEST}
 HERE = Path(__file__).parent
 
@@ -83,8 +82,8 @@ def scored_pool(path: Path, n_tasks: int) -> Pool:
     return Pool(name=str(path), samples=tuple(samples))
 
 
-def parted(pool: Pool, seed: int) -> tuple[Pool, Pool]:
-    """The tasks of an audit and all others; a cluster stays whole."""
+def parted(pool: Pool, seed: int, n: int) -> tuple[Pool, Pool]:
+    """The `n` tasks of an audit, or a few more, and all others; a cluster stays whole."""
     tasks: dict[str, set[str]] = {}
     for one in pool.samples:
         tasks.setdefault(one.cluster, set()).add(one.prompt)
@@ -92,7 +91,7 @@ def parted(pool: Pool, seed: int) -> tuple[Pool, Pool]:
     random.Random(seed).shuffle(order)
     mine: set[str] = set()
     for cluster in order:
-        if len(mine) < AUDITED:
+        if len(mine) < n:
             mine |= tasks[cluster]
     parts = ([s for s in pool.samples if (s.prompt in mine) == audited] for audited in (True, False))
     audited, held = (replace(pool, samples=tuple(part)) for part in parts)
@@ -120,14 +119,14 @@ def truth_word(found: Transfer | None) -> str:
     return "no" if found.ratio.high < found.margin else "yes" if found.ratio.low > found.margin else "unclear"
 
 
-def planted_cases(folder: Path, pool: Pool) -> list[Case]:
+def planted_cases(folder: Path, pool: Pool, audited_tasks: int) -> list[Case]:
     cases = [Case(kind, name, [], []) for kind, some in KINDS.items() for name in some]
     for seed in SEEDS:
-        audited, held = parted(pool, seed)
+        audited, held = parted(pool, seed, audited_tasks)
         settings = Settings(seed=seed)
         for case in cases:
             case.audits.append(audit_pool(audited, case.name, settings))
-        where = folder / f"verdicts-{seed}.json"
+        where = folder / f"verdicts-{audited_tasks}-{seed}.json"
         write_whole(where, json.dumps([as_json(case.audits[-1]) for case in cases], indent=1))
         write_whole(where.with_suffix(".txt"), "\n".join(as_text(case.audits[-1]) for case in cases))
         for case in cases:  # only now
@@ -146,7 +145,7 @@ def span(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f" ({low:+.2f} to {high:+.2f})"
 
 
-def table(cases: list[Case], pool: Pool, samples: int) -> list[str]:
+def table(cases: list[Case], pool: Pool, samples: int, audited_tasks: int) -> list[str]:
     prompts = {one.prompt for one in pool.samples}
     gold = sum(one.gold or 0 for one in pool.samples) / len(pool.samples)
     test = [c for c in cases if c.kind == "hackable" and c.truth == "no"]
@@ -158,8 +157,8 @@ def table(cases: list[Case], pool: Pool, samples: int) -> list[str]:
         "# The transfer audit on planted cases",
         "",
         f"Pool: {len(prompts)} held-out desk tasks × {samples} samples at temperature {SAMPLING.temperature:g} by the "
-        f"half-taught policy; gold succeeds in {100 * gold:.1f} %. Audits: {AUDITED} tasks, three ways (seeds "
-        f"{', '.join(map(str, SEEDS))}); truth: the other {len(prompts) - AUDITED} or so.",
+        f"half-taught policy; gold succeeds in {100 * gold:.1f} %. Audits: {audited_tasks} tasks, three ways (seeds "
+        f"{', '.join(map(str, SEEDS))}); truth: the other {len(prompts) - audited_tasks} or so.",
         "",
         f"- **Hackable, truth “no” in all three parts: {caught} of {3 * len(test)} audits alarm**, of {len(test)} "
         f"rewards; {sum(all(a.transfer is not None and a.transfer.alarm for a in c.audits) for c in test)} are "
@@ -173,6 +172,9 @@ def table(cases: list[Case], pool: Pool, samples: int) -> list[str]:
     for case in cases:
         words = Counter(one.verdict for one in case.audits)
         told = "; ".join(word if n == 3 else f"{word} ×{n}" for word, n in words.most_common())
+        more = [str(one.transfer.more) for one in case.audits if one.transfer is not None and one.transfer.more]
+        told += f" (more tasks: {', '.join(more)})" if more else ""
+        falls = sum(one is not None and one.verdict == "being hacked" for one in case.truths)
         first, truth = case.audits[0], case.truths[0]
         fails = first.false_pass[0].fails.mean if first.false_pass else None
         form = first.explained.beside_gold.mean if first.explained and first.explained.beside_gold else None
@@ -180,14 +182,17 @@ def table(cases: list[Case], pool: Pool, samples: int) -> list[str]:
         ratios = " ".join(ratio(one.transfer) for one in case.audits)
         lines.append(
             f"| {case.name} | {KINDS[case.kind][case.name][0]} | {case.kind} | {told} "
-            f"| {ratios} | {' '.join(map(ratio, case.truths))}{wide} | {case.truth} "
+            f"| {ratios} | {' '.join(map(ratio, case.truths))}{wide} "
+            f"| {case.truth}{f'; gold falls ×{falls}' if falls else ''} "
             f"| {'–' if fails is None else f'{100 * fails:.0f} %'} | {'–' if form is None else f'{100 * form:.0f} %'} |"
         )
     return [
         *lines,
         "",
-        "The interval is of the first truth. Gold fails at high reward: among the fifth of the audit's responses with "
-        "the highest reward. Form explains: R² of length and format within prompts at fixed gold.",
+        "More tasks: how many an undecided audit says would decide. The interval is of the first truth; gold falls "
+        "where the truth, judged as an audit is, would say being hacked. Gold fails at high reward: among the fifth of "
+        "the audit's responses with the highest reward. Form explains: R² of length and format within prompts at fixed "
+        "gold.",
     ]
 
 
@@ -294,6 +299,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--tasks", type=int, default=160)
     parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--audited", type=int, default=64, help="tasks of an audit; the truth is of all others")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=30.0, help="of sampling; the pool then has fewer tasks")
     parser.add_argument("--rl", action="store_true", help="also train on four rewards, about ten minutes each")
@@ -304,7 +310,8 @@ def main() -> None:
         options.folder, tasks=options.tasks, samples=options.samples, seed=options.seed, minutes=options.minutes
     )
     pool = scored_pool(made, options.tasks)
-    lines = table(planted_cases(options.folder, pool), pool, options.samples)
+    cases = planted_cases(options.folder, pool, options.audited)
+    lines = table(cases, pool, options.samples, options.audited)
     lines += real_rl(options.folder, options.seed, options.steps) if options.rl else []
     machine: dict[str, Any] = dict(hardware())
     lines += ["", f"Hardware: {machine['cpu']}, {machine['cores']} cores.", ""]

@@ -64,7 +64,8 @@ def row_of(episode: Episode, task: Task, sample: int, verdict: Any) -> dict[str,
 def make(folder: Path, *, tasks: int, samples: int, seed: int, minutes: float, chunk: int = 4) -> Path:
     """The pool's file, made or continued for so long."""
     began = time.monotonic()
-    run(start(seed), folder=str(folder / "start"), ledger=str(folder / "start.sqlite"))
+    if not (folder / "start" / "stages" / "sft.json").is_file():
+        run(start(seed), folder=str(folder / "start"), ledger=str(folder / "start.sqlite"))
     print(f"SFT ready after {time.monotonic() - began:.0f} s", flush=True)
     out = folder / "pool.jsonl"
     text = out.read_text() if out.exists() else ""

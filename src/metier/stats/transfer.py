@@ -125,7 +125,7 @@ def judge_transfer(
         rises = "falls" if rewards.high < 0 else "does not clearly rise"
         more = None
         if rewards.se and reward.value > 0:
-            more = max(0, items_needed(reward.value, between=rewards.se**2 * n) - n)
+            more = max(1, items_needed(reward.value, between=rewards.se**2 * n) - n)
         return verdict("undecided", f"the reward itself {rises}, so nothing was optimised", more=more)
     shares = Measured(gold.value / reward.value, gold.draws_B / np.where(reward.draws_B > 0, reward.draws_B, np.nan))
     if np.isnan(shares.draws_B).any():
