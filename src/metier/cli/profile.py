@@ -49,6 +49,13 @@ def profile(
     validate: Annotated[
         bool, typer.Option("--validate", help="Check the scoring rules instead, against public labels in --data.")
     ] = False,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="Ask MODEL there instead, over OpenAI's protocol.")
+    ] = None,
+    identity: Annotated[
+        str | None,
+        typer.Option(help="With --endpoint: what names its weights. Answers are kept and reused under it only."),
+    ] = None,
     renderer: RendererOption = "auto",
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
     ledger: LedgerOption = None,
@@ -66,6 +73,8 @@ def profile(
         return
     if model is None:
         raise ConfigError("name the model to profile, or check the scoring rules with --validate")
+    if identity is not None and endpoint is None:
+        raise ConfigError("--identity names weights behind an endpoint; those of a model here are known by their hash")
     from metier.evaluate.profile.figures import changes
     from metier.evaluate.profile.registry import choose
     from metier.evaluate.profile.run import Wanted
@@ -73,7 +82,9 @@ def profile(
     choose(traits or [])  # a wrong name is told before a model is loaded
     wanted = Wanted(seed=seed, repeats=repeats, items=items, data=data)
     made = [
-        _profiled(name, traits or [], wanted, renderer, dtype, ledger) for name in (model, against) if name is not None
+        _profiled(name, traits or [], wanted, place, identity, renderer, dtype, ledger)
+        for name, place in ((model, endpoint), (against, None))
+        if name is not None
     ]
     mine, other = made[0], made[1] if len(made) > 1 else None
     found = [] if other is None else changes(mine, other)
@@ -92,7 +103,16 @@ def profile(
     _print(mine, other, found)
 
 
-def _profiled(name: str, traits: list[str], wanted: Wanted, renderer: str, dtype: str, ledger: str | None) -> Profiled:
+def _profiled(
+    name: str,
+    traits: list[str],
+    wanted: Wanted,
+    endpoint: str | None,
+    identity: str | None,
+    renderer: str,
+    dtype: str,
+    ledger: str | None,
+) -> Profiled:
     """A saved profile, or one made now."""
     from dataclasses import replace
 
@@ -105,7 +125,7 @@ def _profiled(name: str, traits: list[str], wanted: Wanted, renderer: str, dtype
     from metier.evaluate.profile.run import make_profile
     from metier.records.ledger import Ledger
 
-    if name.endswith(".json"):
+    if name.endswith(".json") and endpoint is None:
         try:
             given = json.loads(Path(name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -121,7 +141,7 @@ def _profiled(name: str, traits: list[str], wanted: Wanted, renderer: str, dtype
     if "://" not in where:
         Path(where).parent.mkdir(parents=True, exist_ok=True)
     with (
-        measured_model(name, None, (), None, renderer, dtype, ledger) as measured,
+        measured_model(name, endpoint, (), identity, renderer, dtype, ledger) as measured,
         Ledger.open(where) as records,
     ):
         return make_profile(records, measured, choose(traits), wanted, on_trait=told)
@@ -183,12 +203,12 @@ def _cells(one: Figure) -> tuple[str, str, str]:
 
 
 def _changed(one: Change | None) -> tuple[str, ...]:
-    from metier.report.profile import span, written
+    from metier.report.profile import difference, span, written
 
     if one is None:
         return ()
     unit = one.figure.unit
-    return written(one.other.value, unit), written(one.diff, unit), span(one.low, one.high, unit), one.verdict
+    return written(one.other.value, unit), difference(one.diff, unit), span(one.low, one.high, unit), one.verdict
 
 
 def _validate(data: Path | None, as_json: bool) -> None:

@@ -3,7 +3,7 @@
 Every measure is one row on one axis: what the first model has more of, to the right of zero. Shares, gaps and Brier
 scores are in points; what has another unit (tokens, words) is in per cent of the larger of the two. What is sure stands
 first, largest first, with a filled mark whose shape says better, worse or neither, and so needs no colour;
-what is not sure follows by trait with a hollow one. Intervals that leave the axis end in an arrow's head.
+what is not sure can be opened below, by trait, with a hollow one. Intervals that leave the axis end in an arrow's head.
 
 A profile without another is drawn as figures with intervals. The picture brings its own style (`profile.css`), which
 uses the colours of all pages, so that a report can embed it; `page` makes a file of it.
@@ -19,9 +19,9 @@ from markupsafe import Markup
 
 from metier.evaluate.profile.figures import Change, Figure, Profiled, changes
 from metier.records.transcript import stylesheet
-from metier.report.wording import NB, count, percent
+from metier.report.wording import NB, count, percent, points
 
-__all__ = ["page", "picture", "span", "summary", "written"]
+__all__ = ["difference", "page", "picture", "span", "summary", "written"]
 
 AXES = (0.1, 0.25, 0.5, 1.0)  # how far the axis may reach
 MARKS = {
@@ -64,6 +64,16 @@ def written(value: float | None, unit: str) -> str:
     if unit in SAME_SCALE:
         return f"{value:.3f}".replace("-", "−")
     return f"{value:.1f}{NB}{unit}".replace("-", "−")
+
+
+def difference(value: float | None, unit: str) -> str:
+    """A difference with its sign: `+84.0 points` between shares, `−31.7 tokens`; `–` for None."""
+    if value is None:
+        return "–"
+    if unit == "share":
+        return f"{points(value)}{NB}points"
+    text = f"{value:+.3f}" if unit in SAME_SCALE else f"{value:+.1f}{NB}{unit}"
+    return text.replace("-", "−")
 
 
 def span(low: float | None, high: float | None, unit: str) -> str:
@@ -110,9 +120,11 @@ def _compared(profile: Profiled, against: Profiled) -> Markup:
     if sure:
         parts.append(Markup("<h3>Sure</h3>{}").format(_rows(sure, axis, titled=True)))
     if rest:
-        parts.append(Markup("<h3>Not sure</h3>"))
-        for title, group in groupby(rest, key=lambda one: one.figure.title):
-            parts.append(Markup("<h4>{}</h4>{}").format(title, _rows(list(group), axis, titled=False)))
+        groups = groupby(rest, key=lambda one: one.figure.title)
+        inner = [Markup("<h4>{}</h4>{}").format(name, _rows(list(group), axis, titled=False)) for name, group in groups]
+        parts.append(
+            Markup("<details><summary>Not sure ({})</summary>{}</details>").format(len(rest), Markup("").join(inner))
+        )
     note = (
         "Paired difference on the same items with its 95 % interval, twins of an item counted as one. Sure: the "
         "interval leaves zero out and so does Holm's correction for having looked at all measures."
@@ -126,7 +138,7 @@ def _place(one: Change, value: float | None) -> float:
         return 0.0
     if one.figure.unit in SAME_SCALE:
         return value
-    larger = max(abs(one.figure.value or 0.0), abs(one.other.value or 0.0))
+    larger = max(abs(one.mine or 0.0), abs(one.theirs or 0.0))
     return value / larger if larger else 0.0
 
 
@@ -136,8 +148,8 @@ def _rows(found: Sequence[Change], axis: float, *, titled: bool) -> Markup:
 
 def _row(one: Change, axis: float, titled: bool) -> Markup:
     shape, cls, word = MARKS[one.verdict]
-    figure, other = one.figure, one.other
-    values = f"{written(other.value, figure.unit)} → {written(figure.value, figure.unit)}"
+    figure = one.figure
+    values = f"{written(one.theirs, figure.unit)} → {written(one.mine, figure.unit)}"
     between = "" if one.low is None else f"{_spelled(one, one.low)} to {_spelled(one, one.high)}"
     told = f"{figure.title}, {figure.label}: {_spelled(one, one.diff)} ({between or 'no interval'}), {word}; {values}"
     return Markup(
@@ -179,9 +191,9 @@ def _x(value: float, axis: float) -> str:
     return f"{50 + 50 * max(-axis, min(axis, value)) / axis:.2f}"
 
 
-def _grid() -> Markup:
+def _grid(zero: int = 50) -> Markup:
     return Markup("").join(
-        Markup('<line class="{}" x1="{x}%" x2="{x}%" y1="0" y2="26"/>').format("zero" if x == 50 else "tick", x=x)
+        Markup('<line class="{}" x1="{x}%" x2="{x}%" y1="0" y2="26"/>').format("zero" if x == zero else "tick", x=x)
         for x in (0, 25, 50, 75, 100)
     )
 
@@ -189,8 +201,9 @@ def _grid() -> Markup:
 def _spelled(one: Change, value: float | None) -> str:
     """`+12.4` points or `+31 %`, with a true minus sign."""
     placed = _place(one, value)
-    text = f"{100 * placed:+.1f}" if one.figure.unit in SAME_SCALE else f"{100 * placed:+.0f}{NB}%"
-    return text.replace("-", "−")
+    if one.figure.unit in SAME_SCALE:
+        return points(placed)
+    return f"{100 * placed:+.0f}{NB}%".replace("-", "−")
 
 
 def _legend() -> Markup:
@@ -233,7 +246,7 @@ def _figures(found: Sequence[Figure]) -> Iterator[Markup]:
             lane = Markup(
                 '{}<line class="span" x1="{:.2f}%" x2="{:.2f}%" y1="13" y2="13"/>'
                 '<svg x="{:.2f}%" y="13" overflow="visible"><circle r="5"/></svg>'
-            ).format(_grid(), 100 * low, 100 * high, 100 * one.value)
+            ).format(_grid(zero=0), 100 * low, 100 * high, 100 * one.value)
         yield Markup(
             '<div class="row other"><div class="what"><span>{}</span><small>{} items{}</small></div>'
             '<svg class="lane" width="100%" height="26" role="img" aria-label="{}">{}</svg>'

@@ -42,7 +42,8 @@ def _score(tried: Sequence[Tried]) -> Iterator[Score]:
     for one in tried:
         for episode in one.episodes:
             verdict = one.verdicts.get(episode.id)
-            why = "" if one.task.verifiers else "needs the package if-verifiable: pip install 'metier[instructions]'"
+            needs = "needs the package if-verifiable: pip install 'metier[instructions]'"
+            why = one.reasons.get(episode.id, "") if one.task.verifiers else needs
             yield scored(one.task.meta["side"], one, verdict, episode, why=why)
 
 

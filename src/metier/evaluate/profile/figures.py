@@ -79,6 +79,8 @@ class Change:
     figure: Figure  # of the first
     other: Figure
     n: int = 0  # items on both sides
+    mine: float | None = None  # the first model's mean on these
+    theirs: float | None = None  # the second's
     diff: float | None = None
     low: float | None = None
     high: float | None = None
@@ -99,6 +101,8 @@ class Change:
             "a": mine.value,
             "b": other.value,
             "n": self.n,
+            "mean_a": self.mine,
+            "mean_b": self.theirs,
             "diff": self.diff,
             "ci95": None if self.low is None else [self.low, self.high],
             "p": self.p,
@@ -203,6 +207,8 @@ def _change(one: Figure, two: Figure) -> Change:
         figure=one,
         other=two,
         n=paired.n,
+        mine=paired.mean_a,
+        theirs=paired.mean_b,
         diff=paired.diff,
         low=paired.low,
         high=paired.high,

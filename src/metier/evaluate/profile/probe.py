@@ -72,6 +72,7 @@ class Tried:
     task: Task
     episodes: tuple[Episode, ...]
     verdicts: Mapping[str, float | None] = field(default_factory=dict)  # by episode
+    reasons: Mapping[str, str] = field(default_factory=dict)  # of the verdicts, by episode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from metier.base.seeds import rng_for
 from metier.evaluate.evaluation import Measured
 from metier.evaluate.profile.figures import Profiled, figures
 from metier.evaluate.profile.probe import Asking, Probe, Score, Tried
-from metier.evaluate.suites import evaluate, last_tries
+from metier.evaluate.suites import evaluate, last_tries, refuse_trained
 from metier.records.ledger import Ledger
 from metier.records.types import Feedback, Profile, Sampling, Source, Stage, Task, Trait, Weights, to_plain
 from metier.records.values import lowest_by_episode
@@ -49,7 +49,10 @@ def make_profile(
     *,
     on_trait: Callable[[Probe, int, int, float], None] = lambda probe, done, total, seconds: None,
 ) -> Profiled:
-    """Measure a model on traits. `on_trait(trait, done, total, seconds so far)` is told of each that is done."""
+    """Measure a model on traits. `on_trait(trait, done, total, seconds so far)` is told of each that is done.
+
+    Raises `DataError` where the model was trained on one of the items.
+    """
     wanted, began = wanted or Wanted(), monotonic()
     key = {"model": dict(measured.identity), "template": measured.policy.template_hash, "seed": wanted.seed}
     run_id = derive_id("run", "profile", content_hash(key))
@@ -116,6 +119,8 @@ def _try(
 ) -> Iterator[Tried]:
     stage = _stage(probe, asking.name, asking.sampling)
     tasks = list({task.id: task for task in asking.tasks}.values())
+    if measured.checkpoint is not None:
+        refuse_trained(ledger, measured.checkpoint, tasks, f"trait {probe.name}")
     evaluate(
         ledger,
         measured.policy,
@@ -131,15 +136,11 @@ def _try(
         repeats=asking.draws,
     )
     there = last_tries(ledger.episodes(run_id=run_id, stage=stage, arrays=True))
-    verdicts = {}
+    said: list[Feedback] = []
     if any(task.verifiers for task in tasks):
-        verdicts = lowest_by_episode(
-            [
-                f
-                for f in ledger.feedback(run_id=run_id, about=[episode.id for episode in there.values()])
-                if f.source.kind == "verifier"
-            ]
-        )
+        about = [episode.id for episode in there.values()]
+        said = [f for f in ledger.feedback(run_id=run_id, about=about) if f.source.kind == "verifier"]
+    verdicts, reasons = lowest_by_episode(said), {f.about[0]: f.reason for f in said}
     for task in tasks:
         episodes = tuple(there[task.id, draw] for draw in range(asking.draws))
         yield Tried(
@@ -147,6 +148,7 @@ def _try(
             task=task,
             episodes=episodes,
             verdicts={episode.id: verdicts.get(episode.id) for episode in episodes},
+            reasons={episode.id: reasons.get(episode.id, "") for episode in episodes},
         )
 
 

@@ -68,7 +68,7 @@ PROBE = Probe(
             definition=f"words of answers to everyday requests, of which {LIMIT} tokens are read",
             unit="words",
         ),
-        Measure(name="cut_off", label="cut off", definition=f"answers not done after {LIMIT} tokens", better="less"),
+        Measure(name="cut_off", label="cut off", definition=f"answers not done after {LIMIT} tokens"),
     ),
     askings=_askings,
     score=lambda tried: list(_score(tried)),
