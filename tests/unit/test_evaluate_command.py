@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from metier.base.errors import ConfigError, DataError, MetierError
 from metier.cli.evaluate import evaluate
+from metier.cli.gate import gate
 from metier.cli.runs import show
 from metier.cli.stats import stats_app
 from metier.evaluate.declared import Pinned, read_suite, verifier_versions
@@ -342,6 +344,29 @@ def test_what_was_trained_on_is_refused_and_suites_are_known_to_the_cleaning(pin
     )
     with pytest.raises(DataError, match=f"ckpt-x was trained on task {pinned.tasks[4].id}"):
         run_suite(ledger, measured(checkpoint="ckpt-x"), pinned)
+
+
+def test_two_evaluations_meet_at_the_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite = read_suite(str(tasks_file(tmp_path, n=60)), overrides=["repeats=2"])
+    where = tmp_path / "ledger.sqlite"
+    with Ledger.open(where) as records:
+        good = run_suite(records, measured(), suite)
+        weak = measured(lambda q, seed: right(q, seed) if seed % 2 else "no")
+        bad = run_suite(records, Measured(name="weak", identity={"weights": "2"}, policy=weak.policy), suite)
+    (tmp_path / "gate.yaml").write_text("metrics: {score: {margin: 0.05}, tokens: {direction: lower, margin: 1}}")
+    codes = []
+    for one, two in ((good.id, bad.id), (bad.id[:12], f"{good.id}:sums:test")):
+        with pytest.raises(typer.Exit) as ended:
+            gate(run=one, against=two, config=tmp_path / "gate.yaml", ledger=str(where), as_json=True)
+        codes.append(ended.value.exit_code)
+        told = json.loads(capsys.readouterr().out)
+    assert codes == [3, 1]  # tokens are all alike and have no range, so the good one is not passed either
+    assert (told["run"], told["base"]) == ("weak", "fixed")
+    score, tokens = told["metrics"]
+    assert (score["n"], score["clusters"], score["base"]) == (60, 30, 1.0)
+    assert tokens["why"] == "the data give no bound; say the metric's range"
+    with Ledger.open(where) as records:
+        assert [one.verdict for one in records.gates()] == ["inconclusive", "block"]
 
 
 # --- the command, with a real model -------------------------------------------------------------------

@@ -54,8 +54,11 @@ def test_without_spread_the_bound_is_clopper_and_pearsons() -> None:
     n, same = 60, scores([1.0] * 60)
     found = one_sided(same, same, alpha=0.05, span=1.0)
     # No item changed: the share of items that could have got worse is at most 1 - .05^(1/60).
+    assert found.low is not None
     assert found.low == pytest.approx(-(1 - 0.05 ** (1 / n)), abs=1e-12)
     assert found.high == pytest.approx(1 - 0.05 ** (1 / n), abs=1e-12)
+    uneven = one_sided(same, same, alpha=0.05, span=1.0, clusters={f"t{k}": k // 2 for k in range(n - 1)})
+    assert uneven.clusters == 31 and uneven.low is not None and uneven.low < found.low  # also of unequal clusters
     bare = one_sided(same, same, alpha=0.05)
     assert (bare.diff, bare.low, bare.high) == (0.0, None, None)
 

@@ -19,7 +19,7 @@ OPENING = """# The commands
 
 Written by `make docs` from the commands themselves; do not edit. Every command ends with
 exit code 0, with 2 and one message where you can mend something, with 130 after Ctrl-C;
-`doctor` ends with 1 where it finds something wrong.
+`doctor` ends with 1 where it finds something wrong, `gate` with 1 where it blocks and 3 where it cannot tell.
 """
 
 

@@ -35,7 +35,7 @@ def evaluate(
     ],
     repeats: Annotated[int | None, typer.Option(min=1, help="Attempts at each task; the suite's unless told.")] = None,
     n: Annotated[
-        int | None, typer.Option("--n", "-n", min=1, help="Tasks of each suite, unless its file says.")
+        int | None, typer.Option("--n", "-n", min=1, help="Tasks of each suite, instead of its own number.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     out: Annotated[

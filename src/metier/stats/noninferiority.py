@@ -93,7 +93,7 @@ def one_sided(
         highs.append(diff + _wide(t_quantile(1 - above, groups - 1), tilt) * se)
     if span is not None:
         atoms = _atoms(sums, sizes)
-        same = float(atoms[:, 2].max())
+        same = int(np.unique((sums / sizes).round(12), return_counts=True)[1].max())
         if same > groups / 2 and groups - same < _RARE:
             lows.append(_worst(atoms, span, alpha, seed, draws))
             highs.append(-_worst(atoms * np.array([-1.0, 1.0, 1.0]), span, above, seed, draws))
