@@ -414,11 +414,21 @@ def test_the_command_with_a_model(
     assert [(one["fresh"], one["kept"]) for one in second["suites"]] == [(0, 8), (0, 8)]
     assert out.read_text() == (tmp_path / "twice.jsonl").read_text()
 
+    import torch
     from safetensors.torch import load_file, save_file
+
+    from metier.feedback.judges.voice import weights_hash
+    from metier.models.hub import load_model
 
     weights = load_file(model / "model.safetensors")
     name = sorted(weights)[0]
     save_file({**weights, name: weights[name] + 1}, model / "model.safetensors", metadata={"format": "pt"})
+    digest = weights_hash(load_model(str(model), dtype=torch.bfloat16))
+    elsewhere = str(tmp_path / "new" / "ledger.sqlite")  # is made
+    evaluate(model=str(model), suites=suites[:1], ledger=elsewhere, **how)
+    assert json.loads(capsys.readouterr().out)["identity"] == {"weights": digest}
+    with pytest.raises(MetierError, match="there is no checkpoint or run 'no such'"):
+        evaluate(model="no such", suites=suites[:1], ledger=elsewhere, **how)
     evaluate(model=str(model), suites=suites[:1], against=str(out), **{**how, "as_json": False})
     printed = capsys.readouterr().out
     assert (
@@ -440,6 +450,7 @@ def test_the_command_with_a_model(
         ({"endpoint": "http://127.0.0.1:1", "settings": ["sampling.top_k=3"]}, "takes no sampling.top_k"),
         ({"against": "absent.jsonl"}, "there is no file absent.jsonl"),
         ({"model": "./absent"}, "does not exist"),
+        ({"model": "run-absent"}, "there is no checkpoint or run 'run-absent'"),
         ({"renderer": "chatlm"}, "--renderer must be one of"),
     ],
 )

@@ -119,8 +119,8 @@ def evaluate(
         Path(where).parent.mkdir(parents=True, exist_ok=True)
     done: list[Evaluation] = []
     with (
-        measured_model(model, endpoint, of_endpoint, identity, renderer, dtype, ledger) as measured,
         Ledger.open(where) as records,
+        measured_model(model, endpoint, of_endpoint, identity, renderer, dtype, ledger) as measured,
     ):
         from metier.evaluate.evaluation import run_suite
 

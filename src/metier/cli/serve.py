@@ -157,15 +157,22 @@ def load_checkpoint(
     if renderer not in kinds:
         raise ConfigError(f"--renderer must be one of {', '.join(kinds)}, not {renderer!r}")
     where, name = checkpoint, Path(checkpoint).name
+    unknown: MetierError | None = None
     if not Path(checkpoint).exists() and (ledger is not None or Path(DEFAULT_LEDGER).exists()):
         try:
             with open_ledger(ledger) as records:
                 name, folder = find_weights(records, checkpoint)
                 where = str(folder)
-        except MetierError:
-            if ledger is not None or checkpoint.startswith(("ckpt-", "run-")) or checkpoint == "last":
+        except MetierError as error:
+            if checkpoint.startswith(("ckpt-", "run-")) or checkpoint == "last":
                 raise
-    model = load_model(where, dtype=getattr(torch, dtype), device=device_of("auto"))
+            unknown = error
+    try:
+        model = load_model(where, dtype=getattr(torch, dtype), device=device_of("auto"))
+    except MetierError:
+        if unknown is not None and ledger is not None:  # it was meant to be there
+            raise unknown from None
+        raise
     tokenizer = load_tokenizer(where)
     render = get_renderer(tokenizer, cast(Any, renderer))
     return TorchEngine(model, rows=rows), render, tokenizer, name
