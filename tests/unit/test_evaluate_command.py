@@ -248,6 +248,13 @@ def test_a_suites_file_is_pinned(tmp_path: Path, ledger: Ledger) -> None:
         run_suite(ledger, measured(), read_suite(str(file)))
 
 
+def test_what_is_not_said_of_sampling_is_greedy(tmp_path: Path) -> None:
+    for overrides in ([], ["sampling.max_turn_tokens=9"]):
+        sampling = read_suite(str(tasks_file(tmp_path)), overrides=overrides).settings.sampling.record()
+        assert (sampling.temperature, sampling.top_p) == (0.0, 1.0)
+    assert sampling.max_turn_tokens == 9
+
+
 def test_a_familys_split_is_what_a_recipe_measures(tmp_path: Path) -> None:
     from metier.base.seeds import derive_seed
     from metier.tasks.desk.family import DeskFamily

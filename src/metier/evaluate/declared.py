@@ -81,13 +81,19 @@ class BudgetSettings(Settings):
         return Budget(**{name: value for name, value in self.model_dump().items() if value is not None})
 
 
+class SuiteSampling(SamplingSettings):
+    """How tokens are drawn: the likeliest, unless a temperature is given."""
+
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+
+
 class SuiteSettings(Settings):
     """A suite's file."""
 
     name: str
     version: str
     source: SourceSettings
-    sampling: SamplingSettings = SamplingSettings(temperature=0.0)
+    sampling: SuiteSampling = SuiteSampling()
     repeats: Positive = 1  # attempts at each task
     budget: BudgetSettings = BudgetSettings()
     hash: str | None = None  # of the tasks; others are refused

@@ -80,7 +80,7 @@ def inspect_log(ledger: LedgerView, done: Evaluation, *, model: str) -> dict[str
             "scores": _results(made, said),
         },
         "stats": {
-            "started_at": iso(at[0]),
+            "started_at": iso(min((one.created_at - one.cost.seconds for one in episodes.values()), default=0.0)),
             "completed_at": iso(at[-1]),
             "model_usage": {
                 name: _usage(sum(row.prompt_tokens or 0 for row in made), sum(row.tokens or 0 for row in made)),
