@@ -327,6 +327,8 @@ def test_what_is_no_suite_and_what_cannot_be_scored(tmp_path: Path) -> None:
         read_suite("dsk:heldout")
     with pytest.raises(DataError, match="a task has no verifier"):
         read_suite(str(tasks_file(tmp_path, verifier={})))
+    with pytest.raises(ConfigError, match="users whom a model plays"):
+        read_suite(str(tasks_file(tmp_path, user="A guest in a hurry.")))
     with pytest.raises(DataError, match="there is no verifier 'exat'"):
         read_suite(str(tasks_file(tmp_path, verifier={"name": "exat"})))
     both = {"name": "combination", "verifiers": [{"name": "exact", "answer": "1"}, {"name": "regex", "pattern": "1"}]}

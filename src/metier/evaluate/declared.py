@@ -172,6 +172,8 @@ def _check(tasks: Sequence[Task], settings: SuiteSettings) -> None:
             f"suite {settings.name}: a task has no verifier, so nothing could score it: "
             f"{blind.messages[-1].content[:60]!r}"
         )
+    if any(task.environment is not None and isinstance(task.environment.state.get("user"), str) for task in tasks):
+        raise ConfigError(f"suite {settings.name} has users whom a model plays; a recipe can name one: `user`")
     verifier_versions(tasks)
 
 
@@ -185,8 +187,6 @@ def _tasks(source: SourceSettings, base: Path) -> list[Task]:
         return family.tasks(split, source.n or OF_FAMILY, derive_seed(source.seed, "tasks", split))
     if source.file is not None:
         lines = FileFamily(base / source.file, _tool)
-        if lines.needs_player:
-            raise ConfigError(f"{source.file} has users whom a model plays; evaluate it in a recipe, which names one")
         splits = list(lines.splits()) if source.split is None else [source.split]
         if source.n is not None and len(splits) > 1:
             raise ConfigError(f"{source.file} has the splits {', '.join(splits)}; say of which to take {source.n}")

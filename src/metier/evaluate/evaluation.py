@@ -5,9 +5,9 @@ the versions of their verifiers. So the same evaluation asked for again finds it
 as well as a month later, and one of other weights in the same folder does not. Repeats, budgets and chunks are not
 part of it: more of an evaluation goes on from less.
 
-What the id does not know: the version of the engine that draws (last bits may differ), of functions that are tools,
-and of what changes behind an endpoint: its weights have no hash, so results are reused only under an identity that
-the user gives.
+What the id does not know: the version of the engine that draws (last bits may differ), the code of tools and scorers of
+the user's own, the weights of a verifier that is a model (its name and version count), and what changes behind
+an endpoint: its weights have no hash, so results are reused only under an identity that the user gives.
 """
 
 from __future__ import annotations
