@@ -337,20 +337,25 @@ def test_what_is_no_suite_and_what_cannot_be_scored(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_what_was_trained_on_is_refused_and_suites_are_known_to_the_cleaning(pinned: Pinned, ledger: Ledger) -> None:
-    run_suite(ledger, measured(), pinned)
-    tests = held_out(ledger, Decontaminate(), ("train", "test"))
-    assert len(tests) == 8
+def trained_on(ledger: Ledger, task_id: str) -> None:
+    """A checkpoint ckpt-x that learnt from this task."""
     ledger.add_run(Run(id="run-x", recipe="x", config={}, seed=0, folder="", code_version=""))
     ledger.add_dataset(
         DatasetManifest(
             id="data-x", kind="rl", name="x", run_id="run-x", stage="s", query={}, feedback_ids=(), episode_ids=(),
-            task_ids=(pinned.tasks[4].id,),
+            task_ids=(task_id,),
         )
     )  # fmt: skip
     ledger.add_checkpoint(
         Checkpoint(id="ckpt-x", run_id="run-x", stage="s", step=1, path="", parent="smollm2", dataset_ids=("data-x",))
     )
+
+
+def test_what_was_trained_on_is_refused_and_suites_are_known_to_the_cleaning(pinned: Pinned, ledger: Ledger) -> None:
+    run_suite(ledger, measured(), pinned)
+    tests = held_out(ledger, Decontaminate(), ("train", "test"))
+    assert len(tests) == 8
+    trained_on(ledger, pinned.tasks[4].id)
     with pytest.raises(DataError, match=f"ckpt-x was trained on task {pinned.tasks[4].id}"):
         run_suite(ledger, measured(checkpoint="ckpt-x"), pinned)
 
@@ -444,6 +449,24 @@ def test_the_command_with_a_model(
         "8 new samples and 0 kept" in printed and "against the baseline:" in printed
     )  # the same folder, other weights
     assert "general/chat" in printed and "unscored" in printed
+
+
+def test_a_checkpoints_folder_is_known_by_its_note(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pinned: Pinned
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    (model / "metier.json").write_text(json.dumps({"id": "ckpt-x", "weights_hash": "…"}))
+    suites, where = [str(tmp_path / "sums.jsonl")], str(tmp_path / "ledger.sqlite")
+    how: dict[str, Any] = {"model": str(model), "suites": suites, "ledger": where, "settings": SHORT, "as_json": True}
+    evaluate(**how)
+    assert json.loads(capsys.readouterr().out)["model"].startswith("model@")
+    with Ledger.open(where) as records:
+        trained_on(records, pinned.tasks[4].id)
+    with pytest.raises(DataError, match=f"ckpt-x was trained on task {pinned.tasks[4].id}"):
+        evaluate(**how)
+    evaluate(**{**how, "suites": ["general:chat"], "n": 2})
+    assert json.loads(capsys.readouterr().out)["model"] == "ckpt-x"
 
 
 @pytest.mark.parametrize(

@@ -120,10 +120,11 @@ def evaluate(
     done: list[Evaluation] = []
     with (
         Ledger.open(where) as records,
-        measured_model(model, endpoint, of_endpoint, identity, renderer, dtype, ledger) as measured,
+        measured_model(model, endpoint, of_endpoint, identity, renderer, dtype, ledger) as opened,
     ):
         from metier.evaluate.evaluation import run_suite
 
+        measured = _known(records, opened, model)
         for wanted in read:
             done.append(
                 run_suite(
@@ -203,6 +204,19 @@ def measured_model(
         policy=EnginePolicy(engine, render),
         checkpoint=name if own else None,
     )
+
+
+def _known(ledger: Ledger, measured: Measured, model: str) -> Measured:
+    """The same, as the checkpoint of the ledger that it is, where a folder says which: what it learnt from is known."""
+    from dataclasses import replace
+
+    from metier.records import schema
+
+    noted = Path(model) / "metier.json"
+    if measured.checkpoint is not None or not noted.is_file():
+        return measured
+    own = str(json.loads(noted.read_text()).get("id") or "")
+    return replace(measured, name=own, checkpoint=own) if ledger.known(schema.checkpoints, [own]) else measured
 
 
 def _baseline(against: str, margin: float | None, ledger: str | None) -> Baseline:
