@@ -62,8 +62,8 @@ def scored_pool(path: Path, n_tasks: int) -> Pool:
     samples = []
     for line in path.read_text().splitlines():
         row = json.loads(line)
-        if row["gold"] is None:
-            continue  # unscored is not 0; the desk's verifier has none
+        if row["task"] not in tasks or row["gold"] is None:
+            continue  # of a larger pool; unscored is not 0, and the desk's verifier has none
         task = tasks[row["task"]]
         said = tuple(Message.from_openai(m) for m in row["messages"])
         done = planted.Done(task, said, row["final_state"], Verdict(score=row["gold"], parts=row["parts"]))
@@ -306,9 +306,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="of RL")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "transfer.md")
     options = parser.parse_args()
-    made = make(
-        options.folder, tasks=options.tasks, samples=options.samples, seed=options.seed, minutes=options.minutes
-    )
+    given = {"tasks": options.tasks, "samples": options.samples, "seed": options.seed, "minutes": options.minutes}
+    made = make(options.folder, **given)
     pool = scored_pool(made, options.tasks)
     cases = planted_cases(options.folder, pool, options.audited)
     lines = table(cases, pool, options.samples, options.audited)
