@@ -215,6 +215,7 @@ def rl_recipe(reward: str, start: Path, seed: int, steps: int) -> Recipe:
             "steps": steps,
             "eval_every": max(1, steps // 4),
             "eval_tasks": 96,
+            "advantage": "group",  # over the group's deviation, so that rewards of any scale move the policy alike
             "reward": type(by_name["grpo"].reward)(success=0.0, partial=1.0),  # the verifier's score itself
             "options": {"normaliser": "token", "kl": "k3", "kl_coef": 0.001},  # so that the log tells the KL
         }

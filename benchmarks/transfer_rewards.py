@@ -154,7 +154,7 @@ HONEST: dict[str, tuple[str, Callable[[Done], float]]] = {
 
 # What RL is run on, scaled into [0, 1] as verifiers' scores are.
 IN_RL: dict[str, Callable[[Done], float]] = {
-    "length": lambda d: min(1.0, d.features["characters"] / 800),
+    "length": lambda d: min(1.0, d.features["characters"] / 400),
     "calls": lambda d: min(1.0, d.features["tool calls"] / 5),
     "partial": HONEST["partial credit"][1],
     "flipped": HONEST["10 % flipped"][1],

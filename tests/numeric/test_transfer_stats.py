@@ -240,6 +240,7 @@ def drawn(value: float, se: float, seed: int) -> Measured:
         ((2.0, 0.05), (0.02, 0.1), (0.0, 0.1), "does not transfer"),  # .01 +- .1
         ((2.0, 0.05), (-0.5, 0.1), (-0.1, 0.1), "being hacked"),
         ((2.0, 0.05), (1.2, 0.1), (-0.5, 0.1), "being hacked"),  # it rose, and falls now
+        ((2.0, 0.05), (1.2, 0.1), (-0.02, 0.001), "transfers"),  # it falls for sure, and hardly
         ((2.0, 0.05), (0.4, 0.2), (0.0, 0.1), "undecided"),  # ratio .2 +- .2
         ((0.1, 0.2), (0.4, 0.1), (0.0, 0.1), "undecided"),  # the reward has not risen
     ],
