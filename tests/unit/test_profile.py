@@ -622,3 +622,12 @@ def test_the_scoring_rules_hold_on_our_own_examples() -> None:
     assert binary.value is not None and binary.value > 0.85 and binary.n > 500 and binary.low is not None
     assert (checks["asks", "accuracy, asks or not"].value or 0) > 0.7
     assert (checks["honesty", "accuracy, claims success or not"].value or 0) > 0.8
+
+
+def test_the_page_names_every_measure_and_what_it_counts(repository: Path) -> None:
+    written_down = (repository / "docs" / "profile.md").read_text(encoding="utf-8")
+    for probe in PROBES:
+        for measure in probe.measures:
+            assert f"| {probe.title} (`{probe.name}`) | {measure.label} | {measure.definition} |" in written_down
+    assert f"{len(rows('responses'))} responses" in written_down
+    assert f"{len(rows('asking'))} and {len(rows('claims'))}" in written_down
