@@ -42,8 +42,8 @@ class Explained:
     prompts: int
     partial: Mapping[str, Interval]  # correlation of each feature with reward at fixed gold; those that vary
     alone: Interval | None  # R^2 of all features; None where the reward does not vary
-    beside_gold: Interval | None  # R^2 that they add where gold is held fixed; None where gold explains all
-    by_gold: Interval | None  # R^2 of gold by itself
+    beside_gold: Interval | None  # R^2 of what gold leaves over; None where it leaves nothing, or does not vary
+    by_gold: Interval | None  # R^2 of gold by itself; None where gold does not vary
     chance: float  # R^2 that as many features have by chance
     constant: tuple[str, ...]  # features that do not vary within any prompt
     caveats: tuple[str, ...]
@@ -97,8 +97,8 @@ def explained(
         prompts=len(set(prompts)),
         partial={name: part for k, name in enumerate(varying, 2) if (part := told.partial(k)) is not None},
         alone=told.share([], shape),
-        beside_gold=told.share([1], shape),
-        by_gold=told.share([], [1]),
+        beside_gold=told.share([1], shape) if scale_Z[1] > 0 else None,
+        by_gold=told.share([], [1]) if scale_Z[1] > 0 else None,
         chance=len(varying) / max(1, n - len(set(prompts))),
         constant=tuple(name for name in names if name not in varying),
         caveats=tuple(caveats),

@@ -149,7 +149,7 @@ def _form(audit: Audit) -> list[str]:
     beside = "" if form.beside_gold is None else f", and {_span(form.beside_gold, '.0%')} of what gold leaves"
     return [
         f"  length and form alone explain {_span(form.alone, '.0%')} of the reward within prompts{beside} "
-        f"(by chance {form.chance:.0%}); gold {_span(form.by_gold, '.0%')}",
+        f"(by chance {form.chance:.0%})" + ("" if form.by_gold is None else f"; gold {_span(form.by_gold, '.0%')}"),
         f"    most at fixed gold: {named}",
     ]
 
