@@ -45,19 +45,22 @@ def import_files(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="JSON, JSON lines, CSV, Parquet, Arrow, or a saved dataset's folder; files that belong together, in"
-            " one call."
+            help="JSON, JSON lines, CSV, Parquet, Arrow, .eval, or a saved dataset's folder; files that belong"
+            " together, in one call."
         ),
     ],
     format: Annotated[
         str | None,
         typer.Option(
             help="openai (chat JSONL), otel (GenAI spans), langfuse, phoenix, trl, argilla, label-studio, crowd (task,"
-            " worker, label) or feedback (as export writes it); told from the rows if not given."
+            " worker, label), inspect, lm-eval or feedback (as export writes it); told from the rows if not given."
         ),
     ] = None,
     source: Annotated[str, typer.Option(help="The product or project that they come from.")] = "production",
-    split: Annotated[str, typer.Option(help="The split of the tasks, where the rows are no traces.")] = "train",
+    split: Annotated[
+        str | None,
+        typer.Option(help="The split of the tasks, where the rows are no traces; evaluation of logs, else train."),
+    ] = None,
     scrub: Annotated[
         bool, typer.Option("--scrub", help="Replace e-mail addresses, numbers of phones and cards, keys and the like.")
     ] = False,

@@ -6,15 +6,13 @@ of the ledger. The same id again is a repeat of the item. A score that cannot be
 out and named; one that is null is unscored, which is not zero. Of a sample of Metier's that is unscored no other
 figure counts either, such as its tokens: what broke off early is not short.
 
-Inspect logs are read without inspect-ai, from their summaries where these hold all that is
-asked for. Their members may be packed with zstandard, which Python's zipfile reads from 3.14
-on only, so pyarrow unpacks them.
+Inspect logs are read as `records/layouts/inspect_ai.py` reads them, from their summaries where these hold all that
+is asked for.
 """
 
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -22,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from metier.base.errors import DataError
+from metier.records.layouts.inspect_ai import grade, is_packed, read_samples, read_summaries
+from metier.records.layouts.lm_eval import metrics_of
+from metier.records.traces import calls
 from metier.stats.tables import Row, Skipped, Table, number, stream_rows
 
 __all__ = ["Scores", "clusters_of", "read_scores"]
 
 SCORE = "score"
-ZSTANDARD = 93  # the number of the method in a zip
-GRADES = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}  # of Inspect: correct, partial, incorrect, no answer
-LM_EVAL_METRICS = ("exact_match", "acc", "acc_norm", "pass@1", "prompt_level_strict_acc", "f1")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,8 +70,8 @@ def read_scores(
     scores = Scores(name=name)
     if not path.is_file():
         _of_run(name if suite is None else f"{name}:{suite}", scores, ledger, metric or SCORE)
-    elif zipfile.is_zipfile(path):
-        _of_samples(_zipped(path, cluster), scores, cluster, metric)
+    elif is_packed(path):
+        _of_samples(_packed(path, cluster), scores, cluster, metric)
     else:
         data = path.read_bytes()
         whole = _whole_object(data)
@@ -140,9 +138,7 @@ def _of_lm_eval(
     rows: Iterable[Row], first: Row, table: Table, scores: Scores, cluster: str | None, metric: str | None
 ) -> None:
     """One filter and one metric of a sample log: those asked for, or the first."""
-    named = first.cells.get("metrics")
-    offered = [str(one) for one in named] if isinstance(named, list) else []
-    offered = offered or [one for one in LM_EVAL_METRICS if one in first.cells]
+    offered = metrics_of(first.cells)
     metric = None if metric == SCORE and SCORE not in first.cells else metric
     if metric is None and not offered:
         raise DataError(f"{scores.name} names no metric that is known; name one of its fields with --metric")
@@ -188,6 +184,9 @@ def _whole_object(data: bytes) -> dict[str, Any] | None:
 def _of_samples(samples: Iterable[Any], scores: Scores, cluster: str | None, metric: str | None) -> None:
     scorers: dict[str, None] = {}
     for place, sample in enumerate(samples, 1):
+        if isinstance(sample, calls.Skipped):
+            scores.skipped.append(Skipped(line=place, why=f"{sample.place}: {sample.why}"))
+            continue
         given = sample.get("scores") if isinstance(sample, dict) else None
         if not isinstance(sample, dict) or "id" not in sample:
             scores.skipped.append(Skipped(line=place, why="a sample without an id"))
@@ -202,8 +201,8 @@ def _of_samples(samples: Iterable[Any], scores: Scores, cluster: str | None, met
         value = said.get("value") if isinstance(said, dict) else said
         try:
             # A sample that failed has no score; that is no fault of the model's, so it is unscored.
-            score = None if value is None else GRADES[value] if value in GRADES else number(value)
-        except (DataError, TypeError) as error:
+            score = None if value is None else grade(value)
+        except DataError as error:
             scores.skipped.append(Skipped(line=place, why=f"sample {sample['id']}: {error}"))
             continue
         scores.add(str(sample["id"]), score, group, place)
@@ -214,40 +213,14 @@ def _of_samples(samples: Iterable[Any], scores: Scores, cluster: str | None, met
         scores.notes.append(f"scorer {next(iter(scorers))}, of {', '.join(scorers)}; another with --metric")
 
 
-def _zipped(path: Path, cluster: str | None) -> Iterator[Any]:
+def _packed(path: Path, cluster: str | None) -> Iterator[Any]:
     """The samples of an .eval log: their summaries, or where these are missing or too short the samples themselves."""
-    try:
-        with zipfile.ZipFile(path) as log:
-            names = log.namelist()
-            if "summaries.json" in names:
-                summaries = json.loads(_member(path, log, "summaries.json"))
-                if cluster is None or all(_field(one, cluster) is not None for one in summaries):
-                    yield from summaries
-                    return
-            found = [name for name in names if name.startswith("samples/") and name.endswith(".json")]
-            if not found:
-                raise DataError(f"{path} holds no samples, so it is no Inspect log")
-            for name in found:
-                yield json.loads(_member(path, log, name))
-    except (zipfile.BadZipFile, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} cannot be read as an Inspect log: {error}") from error
-
-
-def _member(path: Path, log: zipfile.ZipFile, name: str) -> bytes:
-    info = log.getinfo(name)
-    if info.compress_type != ZSTANDARD:
-        return log.read(info)
-    import pyarrow
-
-    with path.open("rb") as file:
-        file.seek(info.header_offset)
-        head = file.read(30)
-        file.seek(int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"), 1)
-        packed = file.read(info.compress_size)
-    unpacked: bytes = pyarrow.Codec("zstd").decompress(packed, info.file_size, asbytes=True)
-    return unpacked
+    summaries = read_summaries(path)
+    whole = all(isinstance(one, dict) and (cluster is None or _field(one, cluster)) for one in summaries or ())
+    if summaries is not None and whole:
+        yield from summaries
+    else:
+        yield from read_samples(path)
 
 
 # --- runs of this project --------------------------------------------------------------------

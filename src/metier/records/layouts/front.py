@@ -14,6 +14,7 @@ from metier.base.errors import DataError, LedgerError
 from metier.base.ids import derive_id
 from metier.records import schema
 from metier.records.arrow import statement_of
+from metier.records.layouts import inspect_ai, lm_eval
 from metier.records.layouts.importing import LAYOUTS, import_layout
 from metier.records.ledger import Ledger
 from metier.records.traces.calls import Skipped
@@ -35,7 +36,7 @@ def import_files(
     *,
     format: str | None = None,
     source: str = "production",
-    split: str = "train",
+    split: str | None = None,
     scrub: bool = False,
     on_batch: Callable[[Imported], None] = lambda _: None,
 ) -> Imported:
@@ -54,7 +55,7 @@ def import_files(
     if format == FEEDBACK:
         done = _feedback(ledger, files, on_batch)
     else:
-        rows = (row for file in files for row in read_rows(file))
+        rows = (row for file in files for row in _rows(file))
         done = import_layout(ledger, rows, format, source=source, split=split, on_batch=on_batch)
     if not (done.episodes or done.episodes_known or done.feedback or done.feedback_known):
         whys = "; ".join(f"{why} ({places[0]})" for why, places in list(done.reasons.items())[:3])
@@ -62,9 +63,27 @@ def import_files(
     return done
 
 
+def _rows(file: Path) -> Iterator[Row | Skipped]:
+    """The rows of a file; of a log of an evaluation its samples, each with what the log says of them all."""
+    if inspect_ai.is_packed(file):
+        yield from inspect_ai.packed_rows(file)
+        return
+    log: Mapping[str, Any] | None = None
+    for row in read_rows(file):
+        if isinstance(row, Skipped):
+            yield row
+        elif inspect_ai.is_log(row[1]):
+            yield from inspect_ai.rows_of(*row)
+        elif lm_eval.fits(row[1]):
+            log = log or lm_eval.log_of(file)
+            yield row[0], {**row[1], "log": log}
+        else:
+            yield row
+
+
 def _told(files: Sequence[Path]) -> str:
     for file in files:
-        for row in itertools.islice(read_rows(file), _LOOKED_AT):
+        for row in itertools.islice(_rows(file), _LOOKED_AT):
             if isinstance(row, Skipped):
                 continue
             if {"id", "about", "criterion", "kind"} <= row[1].keys():

@@ -3,7 +3,8 @@
 One import is one run of the ledger for each `source`; ids are made of what was said, so that
 importing a file again, or after it was cut short, adds what is missing and changes nothing
 else. What a source says about the same thing later, with another value, supersedes what it
-said. A prompt that is a task of another split of the ledger (held out, say) is kept out.
+said. A prompt that is a task of another split of the ledger (held out, say) is kept out. An evaluation's log goes
+into a split of its own and takes all: nothing is learnt from it, and what it asks stays out of later imports.
 
 A time that lies ahead of this machine's clock is kept as evidence and orders nothing. A
 person or source that was forgotten stays forgotten.
@@ -21,22 +22,26 @@ from metier.base.errors import DataError
 from metier.base.ids import content_hash, derive_id
 from metier.records import schema
 from metier.records.forgetting import forgotten, names_of
-from metier.records.layouts import argilla, crowd, label_studio, trl
-from metier.records.layouts.items import Item, Said, guarded
+from metier.records.layouts import argilla, crowd, inspect_ai, label_studio, lm_eval, trl
+from metier.records.layouts.items import Answer, Item, Said, guarded
 from metier.records.ledger import Ledger
 from metier.records.traces.calls import Skipped, digests
 from metier.records.traces.files import Row, readable
 from metier.records.traces.importing import Imported, add_statements, held_out_tasks
 from metier.records.types import Abstention, Cost, Episode, Feedback, Span, Task, Weights
 
-__all__ = ["LAYOUTS", "import_layout"]
+__all__ = ["EVALUATION", "LAYOUTS", "LOGS", "import_layout"]
 
 LAYOUTS: dict[str, ModuleType] = {
+    "inspect": inspect_ai,
+    "lm-eval": lm_eval,
     "trl": trl,
     "argilla": argilla,
     "label-studio": label_studio,
     "crowd": crowd,
 }
+LOGS = ("inspect", "lm-eval")  # of evaluations
+EVALUATION = "evaluation"  # their split, from which nothing is learnt
 _BATCH = 500  # items of one transaction
 _AHEAD = 300.0  # seconds that a clock may be ahead of ours
 FAMILY = "import"
@@ -48,11 +53,12 @@ def import_layout(
     layout: str,
     *,
     source: str,
-    split: str = "train",
+    split: str | None = None,
     on_batch: Callable[[Imported], None] = lambda _: None,
 ) -> Imported:
     """Take the items of these rows. What cannot be used is skipped and named in the result.
 
+    `split` is that of the tasks: unless given, `EVALUATION` of logs and "train" of all else.
     Raises `DataError` for a layout that is none of `LAYOUTS`.
     """
     if layout not in LAYOUTS:
@@ -61,7 +67,8 @@ def import_layout(
     run_id = derive_id("run", "import", source)
     done = Imported(layout, run_id, skipped=skipped)
     ledger.ensure_run(run_id, "import", {"source": source})
-    held_out = held_out_tasks(ledger, split)
+    split = split or (EVALUATION if layout in LOGS else "train")
+    held_out = {} if split == EVALUATION else held_out_tasks(ledger, split)
     with ledger.reading() as connection:
         gone = forgotten(connection)
 
@@ -91,7 +98,16 @@ def _take(
         if (other := held_out.get(digests(item.prompt)[-1])) is not None:
             done.skipped.append(Skipped(item.place, f"its task is in split {other!r}, which stays apart"))
             continue
-        task = Task(family=FAMILY, kind=FAMILY, messages=item.prompt, split=split, source=source)
+        task = Task(
+            family=FAMILY,
+            kind=item.kind or FAMILY,
+            messages=item.prompt,
+            tools=item.tools,
+            answer=item.reference,
+            split=split,
+            source=source,
+            meta={"cluster": item.cluster} if item.cluster else {},
+        )
         tasks.setdefault(task.id, task)
         own = _episodes(item, task, done.run_id, split)
         for episode in own:
@@ -116,21 +132,27 @@ def _take(
 def _episodes(item: Item, task: Task, run_id: str, split: str) -> list[Episode]:
     """An episode for each answer; where there is none, one that only asks."""
     made = []
-    for answer in item.answers or (None,):
-        messages = item.prompt if answer is None else (*item.prompt, *answer.messages)
-        identity = content_hash([[m.to_openai() for m in messages], answer.model if answer else ""])
-        # An item of a labelling tool is one thing, though two may read the same.
-        name = str(item.meta.get("item", ""))
+    for answer in item.answers or (Answer(messages=()),):
+        messages = (*item.prompt, *answer.messages)
+        identity = content_hash([[m.to_openai() for m in messages], answer.model])
+        # An item of a labelling tool is one thing, though two may read the same; so is an attempt.
+        name = str(item.meta.get("item", "")) + (f"/{answer.index}" if answer.index else "")
+        past = answer.at is not None and answer.at <= now() + _AHEAD
         made.append(
             Episode(
                 id=derive_id("ep", run_id, identity, name),
                 task_id=task.id,
                 run_id=run_id,
                 stage=FAMILY,
-                weights=Weights(checkpoint=(answer.model if answer else "") or "unknown"),
+                weights=Weights(checkpoint=answer.model or "unknown"),
                 messages=messages,
+                stop_reason=answer.stop,
+                error=answer.error,
+                index=answer.index,
+                sampling=answer.sampling,
                 split=split,
-                created_at=now(),
+                cost=answer.cost,
+                created_at=answer.at if past and answer.at is not None else now(),
                 meta=item.meta,
             )
         )
@@ -146,7 +168,7 @@ def _statement(said: Said, episodes: Sequence[Episode], run_id: str) -> Feedback
     # Which statement it is: who said what kind of thing about these, in whatever order they were shown.
     whom = [said.source.kind, said.source.name, said.source.version]
     key = [sorted(episode.id for episode in about), said.criterion, said.kind, whom, said.key]
-    value = said.value
+    value, reason = said.value, said.reason if said.unscored is None else said.unscored
     better = about[int(value)].id if said.kind == "preference" and value in (0, 1) else value
     span = None
     if said.characters is not None:
@@ -159,9 +181,10 @@ def _statement(said: Said, episodes: Sequence[Episode], run_id: str) -> Feedback
         source=said.source,
         value=value,
         abstention=None if said.abstention is None else Abstention(why=said.abstention),
+        status="scored" if said.unscored is None else "unscored",
         span=span,
-        reason=said.reason,
-        evidence={**evidence, "key": content_hash(key), "said": content_hash([better, said.abstention, said.reason])},
+        reason=reason,
+        evidence={**evidence, "key": content_hash(key), "said": content_hash([better, said.abstention, reason])},
         confidence=said.confidence,
         cost=Cost(seconds=max(0.0, said.seconds)),
         created_at=now(),

@@ -15,7 +15,7 @@ from typing import Any
 
 from metier.base.errors import DataError
 from metier.records.traces.calls import Skipped, chat_message
-from metier.records.types import FeedbackKind, Message, Source
+from metier.records.types import Cost, FeedbackKind, Message, Sampling, Source, StopReason, Tool
 
 __all__ = ["Answer", "Item", "Said", "asked_and_answered", "guarded", "messages_of", "text_of"]
 
@@ -26,8 +26,14 @@ _ANSWER = re.compile(r"response|completion|answer|output|generation|reply|candid
 class Answer:
     """One attempt at what was asked."""
 
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...]  # none where the model said nothing
     model: str = ""
+    stop: StopReason = "stop"
+    error: str | None = None  # what failed, where something did
+    index: int = 0  # place among the attempts at the same
+    sampling: Sampling = field(default_factory=Sampling)
+    cost: Cost = field(default_factory=Cost)
+    at: float | None = None  # UTC seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +45,8 @@ class Said:
     kind: FeedbackKind
     value: Any
     source: Source
-    abstention: str | None = None  # why there is no value
+    abstention: str | None = None  # why there is no value: the source would not say
+    unscored: str | None = None  # why there is no value: the source could not say
     key: str = ""  # which statement it is where one source says several of this kind about this
     reason: str = ""
     at: float | None = None  # UTC seconds
@@ -59,6 +66,10 @@ class Item:
     said: tuple[Said, ...] = ()
     skipped: tuple[Skipped, ...] = ()  # parts of the row that could not be taken
     meta: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = ""  # the kind of work, where that is known
+    tools: tuple[Tool, ...] = ()
+    reference: Mapping[str, Any] = field(default_factory=dict)  # what would be right, hidden from the model
+    cluster: str = ""  # the group of items whose results may agree
 
 
 def guarded(place: str, make: Any, row: Mapping[str, Any]) -> Item | Skipped:

@@ -16,8 +16,9 @@ from typing import IO, Any
 from metier.base.errors import DataError
 from metier.records.traces.calls import Skipped
 
-__all__ = ["Row", "read_batches", "read_rows", "readable"]
+__all__ = ["Row", "clean", "read_batches", "read_rows", "readable"]
 
+_LARGEST = 2**30  # bytes of one JSON value
 _PAGE = {"data", "meta", "next_cursor", "links", "object", "has_more", "first_id", "last_id"}
 Row = tuple[str, Mapping[str, Any]]  # where it stands, for people, and what it holds
 
@@ -35,19 +36,19 @@ def read_rows(path: Path) -> Iterator[Row | Skipped]:
         raise DataError(f"there is no file {path}")
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     for row in _READERS.get(kind, _json)(path):
-        yield row if isinstance(row, Skipped) else (row[0], _clean(row[1]))
+        yield row if isinstance(row, Skipped) else (row[0], clean(row[1]))
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
     """What a ledger can hold: no halves of surrogate pairs, no NUL; Parquet's maps as objects."""
     if isinstance(value, str):
         return value if value.isascii() and "\0" not in value else _text(value)
     if isinstance(value, Mapping):
-        return {_clean(str(k)): _clean(v) for k, v in value.items()}
+        return {clean(str(k)): clean(v) for k, v in value.items()}
     if isinstance(value, list):
         if value and all(isinstance(one, tuple) and len(one) == 2 for one in value):
-            return {_clean(str(k)): _clean(v) for k, v in value}
-        return [_clean(v) for v in value]
+            return {clean(str(k)): clean(v) for k, v in value}
+        return [clean(v) for v in value]
     return value
 
 
@@ -113,7 +114,7 @@ def _columns(path: Path) -> Iterator[Row]:
 
 def _json(path: Path) -> Iterator[Row | Skipped]:
     with _open(path) as file:
-        first = _first_line(file.readline(), file)
+        first = _first_line(file)
     if not first:
         return
     if first.startswith(b"[") or not _is_json(first):
@@ -131,7 +132,7 @@ _READERS: dict[str, Callable[[Path], Iterator[Row | Skipped]]] = {
 
 def _lines(path: Path) -> Iterator[Row | Skipped]:
     with _open(path) as file:
-        for count, line in enumerate(file, 1):
+        for count, line in enumerate(_bounded(file), 1):
             if line.strip():
                 yield from _rows(f"{path.name}:{count}", line.strip().rstrip(b","))
 
@@ -156,10 +157,16 @@ def _unwrapped(place: str, value: Any) -> Iterator[Row | Skipped]:
         yield place, value
 
 
-def _first_line(line: bytes, file: Any) -> bytes:
-    while line and not line.strip():
-        line = file.readline()
-    return line.strip()
+def _first_line(file: IO[bytes]) -> bytes:
+    return next((line.strip() for line in _bounded(file) if line.strip()), b"")
+
+
+def _bounded(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file. Raises `DataError` where one is too large to be held in memory."""
+    while line := file.readline(_LARGEST + 1):
+        if len(line) > _LARGEST:
+            raise DataError(f"{file.name} has a line of more than {_LARGEST:,} bytes; write a row a line")
+        yield line
 
 
 def _is_json(line: bytes) -> bool:
@@ -173,7 +180,9 @@ def _is_json(line: bytes) -> bool:
 def _whole(path: Path) -> Iterator[Row | Skipped]:
     """A file that is one JSON value; where it is none, each of its lines may still be a row."""
     with _open(path) as file:
-        text = file.read()
+        text = file.read(_LARGEST + 1)
+    if len(text) > _LARGEST:
+        raise DataError(f"{path} is one JSON value of more than {_LARGEST:,} bytes; write a row a line")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
