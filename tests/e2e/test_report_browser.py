@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from made_run import fill
 from metier.records.ledger import Ledger
 from metier.report.collect import collect
 from metier.report.page import render, write
@@ -25,21 +23,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def sample() -> ModuleType:
-    path = Path(__file__).parents[1] / "unit" / "test_report_sample.py"
-    spec = importlib.util.spec_from_file_location("report_sample", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["report_sample"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("report")
     with Ledger.open(folder / "ledger.sqlite") as ledger:
-        run = sample().fill(ledger, folder)
+        run = fill(ledger, folder)
         html = render(collect(ledger, run.id, folder))
     assert len(html.encode()) < 5_000_000
     write(folder / "report.html", html)
@@ -126,10 +114,10 @@ def test_filters_and_open_all(browser: Any, address: str) -> None:
         page = opened.page
         cases = page.locator(".case:visible")
         assert cases.count() == 20
+        assert page.locator("#shown").inner_text() == "20 of 160 shown"
         page.select_option("select[name=kind]", "decline")
-        shown = cases.count()
-        assert 0 < shown < 20
-        assert page.locator("#shown").inner_text() == f"{shown} of 20 shown"
+        fit = page.locator(".case[data-kind=decline]").count()
+        assert page.locator("#shown").inner_text() == f"{min(fit, 20)} of {fit} shown"
         assert set(cases.evaluate_all("rows => rows.map((row) => row.dataset.kind)")) == {"decline"}
         page.select_option("select[name=path]", "gained")
         assert set(cases.evaluate_all("rows => rows.map((row) => row.dataset.path)")) <= {"gained"}
@@ -145,6 +133,41 @@ def test_filters_and_open_all(browser: Any, address: str) -> None:
         page.select_option("select[name=kind]", "lookup")
         if cases.count() == 0:
             assert page.locator("#none").is_visible()
+        assert opened.complaints == []
+
+
+def test_more_cases_come_by_twenties_with_the_keyboard(browser: Any, address: str) -> None:
+    with Opened(browser, address, SIZES[1]) as opened:
+        page = opened.page
+        page.locator("#more").focus()
+        page.keyboard.press("Enter")
+        assert page.locator(".case:visible").count() == 40
+        assert page.evaluate("document.activeElement.querySelector('.number').textContent") == "21"
+        for _ in range(6):
+            page.locator("#more").press("Enter")
+        assert page.locator(".case:visible").count() == 160
+        assert not page.locator("#more").is_visible()
+
+
+def test_a_count_of_what_changed_shows_its_tasks(browser: Any, address: str) -> None:
+    with Opened(browser, address, SIZES[0]) as opened:
+        page = opened.page
+        cases = page.locator(".case:visible")
+        link = page.locator(".flips a[data-path=gained][data-split=unseen_tool]")
+        count = int(link.inner_text().split()[0])
+        link.press("Enter")
+        assert page.locator("#shown").inner_text() == f"{min(20, count)} of {count} shown"
+        assert set(cases.evaluate_all("rows => rows.map((r) => r.dataset.split + r.dataset.path)")) == {
+            "unseen_toolgained"
+        }
+        # between the last two models, in either direction
+        page.select_option("select[name=split]", "")
+        page.select_option("select[name=from]", "1")
+        page.select_option("select[name=path]", "changed")
+        found = cases.evaluate_all("rows => rows.map((r) => r.dataset.outcomes.slice(1))")
+        assert found and set(found) <= {"wr", "rw"}
+        page.select_option("select[name=path]", "unscored")
+        assert all("u" in pair for pair in cases.evaluate_all("rows => rows.map((r) => r.dataset.outcomes.slice(1))"))
         assert opened.complaints == []
 
 

@@ -12,14 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from markupsafe import Markup
 
+from metier.evaluate.transfer.audit import Point
 from metier.report.data import CurvePanel, RewardAgainstHeld, Series
 from metier.report.wording import NB, figure, percent, share_with_interval
+from metier.stats.calibration import Calibration, chance_band
 from metier.stats.intervals import Interval
 
-__all__ = ["bar", "dots", "lines", "mark", "model_class", "reward_chart", "smooth", "ticks"]
+__all__ = [
+    "bar", "best_of", "dots", "lines", "mark", "model_class", "reliability", "reward_chart", "smooth", "ticks",
+]  # fmt: skip
 
 LANE = 24  # px, height of one model's lane
 SHAPES = (
@@ -143,6 +148,63 @@ def reward_chart(pair: RewardAgainstHeld) -> Markup:
     return _framed(parts, told, span, height=260)
 
 
+def best_of(points: Sequence[Point], which: Literal["reward", "gold"], name: str) -> Markup:
+    """The curve of best of n of reward or gold, with intervals; each doubling of n is one step to the right."""
+    found = [getattr(point, which) for point in points]
+    shown = [(n, one.mean, one.low, one.high) for n, one in enumerate(found) if one.mean is not None]
+    bounds = [bound for _, *row in shown for bound in row if bound is not None]
+    marks = ticks(min(bounds), max(bounds))
+    span = (0.0, float(max(1, len(points) - 1)))
+    curve = Series(label=name, steps=tuple(float(n) for n, *_ in shown), values=tuple(mean for _, mean, *_ in shown))
+    cls = "m1" if which == "reward" else "mz"
+    parts = [_grid(marks, percent_axis=False), _curve(curve, marks, span, cls)]
+    for n, mean, low, high in shown:
+        parts.append(
+            Markup(
+                '<g class="{cls}"><line class="range" x1="{x}%" x2="{x}%" y1="{low}%" y2="{high}%"/>'
+                '<svg x="{x}%" y="{y}%" overflow="visible"><circle r="4.5"/></svg></g>'
+            ).format(
+                cls=cls,
+                x=_pc(n / span[1]),
+                low=_down(mean if low is None else low, marks),
+                high=_down(mean if high is None else high, marks),
+                y=_down(mean, marks),
+            )
+        )
+    told = "; ".join(f"best of {points[n].n} {figure(mean)}" for n, mean, *_ in shown)
+    return _framed(
+        parts, f"{name}: {told}", span, height=150, ends=(f"best of {points[0].n}", f"best of {points[-1].n}")
+    )
+
+
+def reliability(found: Calibration, name: str) -> Markup:
+    """What was forecast against what came of it, by bin, with where each bin lies by chance if forecasts are right."""
+    marks = [0.0, 0.25, 0.5, 0.75, 1.0]
+    parts = [
+        _grid(marks, percent_axis=True),
+        Markup('<line class="even" x1="0" x2="100%" y1="100%" y2="0"/>'),
+    ]
+    for one in found.bins:
+        low, high = chance_band(one)
+        parts.append(
+            Markup(
+                '<line class="chance" x1="{x}%" x2="{x}%" y1="{low}%" y2="{high}%"/><g class="{cls}">'
+                '<svg x="{x}%" y="{y}%" overflow="visible"><circle r="{r}"/></svg></g>'
+            ).format(
+                x=_pc(one.forecast),
+                low=_down(low, marks),
+                high=_down(high, marks),
+                cls="mz" if low <= one.observed <= high else "out",
+                y=_down(one.observed, marks),
+                r=f"{3 + 4 * math.sqrt(one.n / found.n):.1f}",
+            )
+        )
+    told = "; ".join(
+        f"said {percent(one.forecast, 0)}, came true {percent(one.observed, 0)} of {one.n}" for one in found.bins
+    )
+    return _framed(parts, f"{name}: {told}", (0, 1), height=190, ends=("said 0", f"said 100{NB}%"))
+
+
 def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     """Round numbers that enclose `low` to `high`, about `wanted` of them, evenly spaced."""
     if not high > low:
@@ -220,8 +282,14 @@ def _curve(series: Series, marks: Sequence[float], span: tuple[float, float], cl
     ).format(cls, raw, path(bold))
 
 
-def _framed(parts: Sequence[Markup], told: str, span: tuple[float, float], height: int) -> Markup:
+def _framed(
+    parts: Sequence[Markup],
+    told: str,
+    span: tuple[float, float],
+    height: int,
+    ends: tuple[str, str] | None = None,
+) -> Markup:
     return Markup(
         '<div class="plot"><svg width="100%" height="{}" overflow="visible" role="img" aria-label="{}">{}</svg>'
-        '<div class="steps" aria-hidden="true"><span>step{}{:g}</span><span>{:g}</span></div></div>'
-    ).format(height, told, Markup("").join(parts), NB, *span)
+        '<div class="steps" aria-hidden="true"><span>{}</span><span>{}</span></div></div>'
+    ).format(height, told, Markup("").join(parts), *(ends or (f"step{NB}{span[0]:g}", f"{span[1]:g}")))

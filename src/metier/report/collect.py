@@ -1,18 +1,15 @@
 """From the ledger and the event log of one run to `ReportData`.
 
-Evaluate stages are taken in the order of the run: the first is *before*, the last is
-*after*. Success is the feedback on criterion "success"; where several verifiers spoke,
-all must agree, and where one could not, the episode is unscored: left out and counted.
-Tasks are paired by id across models; tasks of one `Task.cluster` may agree.
+The model that was measured first is *before*, the last is *after*; `measured.py` says what success is, `cases.py`
+which tasks are shown side by side, `findings.py` what other commands left in the ledger about the run's models.
 
-Left out: anything that the ledger and `events.jsonl` do not hold. No weights are read.
+Left out: anything that the ledger and the run's folder do not hold. No weights are read.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -20,21 +17,15 @@ import yaml
 from metier.records import events as event_log
 from metier.records.ledger import Ledger
 from metier.records.lineage import DatasetLineage, why
-from metier.records.transcript import turns
 from metier.records.types import Checkpoint, Episode, Feedback, Run, Task
-from metier.records.values import lowest_by_episode
-from metier.report import cases as case_rule
+from metier.report import cases, findings
 from metier.report.behaviour import trait_rows
-from metier.report.curves import cost_of, curve_sets, reward_against_held
+from metier.report.curves import cost_of, curve_sets, reward_against_held, sampled
 from metier.report.data import (
-    Case,
     Change,
-    Column,
     DatasetView,
     KindRow,
     LineageNode,
-    ModelInfo,
-    Outcome,
     PairRow,
     ReportData,
     Rung,
@@ -42,22 +33,14 @@ from metier.report.data import (
     TextRow,
     TraitRow,
 )
+from metier.report.measured import Measured, change_of, is_right, measured_models, share_of, splits_of, text_losses
 from metier.report.verdict import verdict
-from metier.report.wording import label_of, title_of
+from metier.report.wording import title_of
 from metier.stats.intervals import Interval, mean_interval, share_interval
 from metier.stats.paired import holm, paired
 
 __all__ = ["collect"]
 
-LADDER = (
-    "heldout",
-    "unseen_tool",
-    "changed_policy",
-    "unseen_desk",
-    "general.chat",
-    "general.instructions",
-    "general.arithmetic",
-)
 NOTES = {  # by family: what a split of that name means is its family's to say
     ("desk", "heldout"): "new names, ids and phrasings",
     ("desk", "unseen_tool"): "a tool that training never had",
@@ -67,24 +50,6 @@ NOTES = {  # by family: what a split of that name means is its family's to say
     ("general", "general.instructions"): "orders about an answer's form",
     ("general", "general.arithmetic"): "sums",
 }
-KINDS = {
-    "lookup": "Look up and answer",
-    "act": "Act with one call",
-    "several": "Several calls in order",
-    "ask": "Ask for what is missing",
-    "decline": "Decline or not (twins)",
-    "answer": "Answer without a tool",
-    "handover": "Hand over to a person",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """One model's evaluation: its episodes and their values by split, task and attempt."""
-
-    info: ModelInfo
-    episodes: tuple[Episode, ...]
-    values: Mapping[str, Mapping[str, tuple[float | None, ...]]]  # split -> task id -> by attempt
 
 
 def collect(ledger: Ledger, run_id: str, run_folder: str | Path | None = None) -> ReportData:
@@ -93,19 +58,21 @@ def collect(ledger: Ledger, run_id: str, run_folder: str | Path | None = None) -
     Events are read from `run_folder`, or from the folder that the run names.
     """
     run = ledger.run(run_id)
-    events = event_log.read(run.folder if run_folder is None else run_folder)
+    folder = Path(run.folder if run_folder is None else run_folder)
+    events = event_log.read(folder)
     episodes = ledger.episodes(run_id=run_id)
     feedback = ledger.feedback(run_id=run_id)
-    verdicts = lowest_by_episode(row for row in feedback if row.criterion == "success")
     checkpoints = ledger.checkpoints(run_id)
-    measured = _measured(run, episodes, verdicts)
+    measured = measured_models(run, episodes, feedback)
     task_ids = {episode.task_id for one in measured for episode in one.episodes}
     tasks = ledger.tasks(sorted(task_ids))
-    splits = _splits(measured)
+    splits = splits_of(measured)
     rungs = _rungs(measured, splits, tasks)
     models = tuple(one.info for one in measured)
-    shown = _cases(measured, splits, tasks, {f.about[0]: f for f in feedback if f.criterion == "success"}, run)
-    candidates = len(_candidates(measured, splits, tasks))
+    found = cases.candidates(measured, splits, tasks)
+    shown = cases.side_by_side(found, measured, splits, tasks, feedback, seed=run.seed)
+    labels = {model.checkpoint: model.label for model in models}
+    after, before = findings.profiles(ledger, models)
     first = splits[0] if splits else ""
     return ReportData(
         run_id=run.id,
@@ -116,15 +83,22 @@ def collect(ledger: Ledger, run_id: str, run_folder: str | Path | None = None) -
         verdict=verdict(models, rungs),
         models=models,
         rungs=rungs,
-        cost=cost_of(events, run.stages, _sampled(run, episodes)),
+        cost=cost_of(events, run.stages, sampled(run, episodes)),
         kinds=_kinds(measured, first, tasks),
         pairs=_pairs(measured, splits, tasks),
         text=_text(measured, episodes, feedback),
         traits=_traits(measured, first, tasks),
         curves=curve_sets(events, run.stages),
         reward=reward_against_held(events, run.stages, first, _around(run, measured, rungs)),
+        transfers=findings.transfers(ledger, run),
+        reward_models=findings.reward_models(run, folder),
+        forecasts=findings.forecasts(before, after),
+        profile=after,
+        profile_before=before,
+        gates=findings.gates(ledger, run, labels),
+        flips=cases.flips(found, splits),
         cases=shown,
-        cases_rule=case_rule.rule(run.seed, len(shown), candidates),
+        cases_rule=cases.rule(run.seed, len(shown), len(found)),
         lineage=_lineage(ledger, run, checkpoints, measured),
         feedback=_sources(feedback),
         hardware=dict(run.hardware),
@@ -133,70 +107,7 @@ def collect(ledger: Ledger, run_id: str, run_folder: str | Path | None = None) -
     )
 
 
-# --- who was measured, and with what success -----------------------------------------
-
-
-def _measured(run: Run, episodes: Sequence[Episode], verdicts: Mapping[str, float | None]) -> list[_Measured]:
-    by_stage: dict[str, list[Episode]] = {}
-    for episode in episodes:
-        by_stage.setdefault(episode.stage, []).append(episode)
-    out = []
-    for stage in run.stages:
-        rows = by_stage.get(stage.name)
-        if stage.kind != "evaluate" or not rows:
-            continue
-        rows.sort(key=lambda e: e.index)
-        values: dict[str, dict[str, tuple[float | None, ...]]] = {}
-        for episode in rows:
-            split = values.setdefault(episode.split, {})
-            split[episode.task_id] = (*split.get(episode.task_id, ()), verdicts.get(episode.id))
-        measured = stage.inputs[0] if stage.inputs else stage.name
-        info = ModelInfo(
-            stage=stage.name,
-            measured=measured,
-            label=label_of(measured),
-            checkpoint=rows[0].weights.checkpoint,
-            episodes=len(rows),
-            unscored=sum(verdicts.get(episode.id) is None for episode in rows),
-        )
-        out.append(_Measured(info=info, episodes=tuple(rows), values=values))
-    return out
-
-
-def _splits(measured: Sequence[_Measured]) -> list[str]:
-    """The splits that were measured, the ladder's first and in its order."""
-    seen = dict.fromkeys(split for one in measured for split in one.values)
-    return [split for split in LADDER if split in seen] + sorted(split for split in seen if split not in LADDER)
-
-
-def _share(one: _Measured, split: str, tasks: Mapping[str, Task], among: Iterable[str] | None = None) -> Interval:
-    by_task = one.values.get(split, {})
-    picked = by_task if among is None else [task_id for task_id in among if task_id in by_task]
-    rows = [(value, tasks[task_id].cluster) for task_id in picked for value in by_task[task_id]]
-    return share_interval([_unit(value) for value, _ in rows], clusters=[cluster for _, cluster in rows])
-
-
-def _unit(value: float | None) -> float | None:
-    return None if value is None else min(1.0, max(0.0, value))
-
-
-def _change(
-    measured: Sequence[_Measured],
-    before: int,
-    after: int,
-    split: str,
-    tasks: Mapping[str, Task],
-    among: Iterable[str] | None = None,
-) -> Change:
-    a, b = measured[after].values.get(split, {}), measured[before].values.get(split, {})
-    if among is not None:
-        kept = set(among)
-        a, b = {k: v for k, v in a.items() if k in kept}, {k: v for k, v in b.items() if k in kept}
-    clusters = {task_id: tasks[task_id].cluster for task_id in [*a, *b]}
-    return Change(before=before, after=after, paired=paired(a, b, clusters=clusters))
-
-
-def _rungs(measured: Sequence[_Measured], splits: Sequence[str], tasks: Mapping[str, Task]) -> tuple[Rung, ...]:
+def _rungs(measured: Sequence[Measured], splits: Sequence[str], tasks: Mapping[str, Task]) -> tuple[Rung, ...]:
     """The ladder; p values adjusted over its rungs, for each comparison on its own."""
     last = len(measured) - 1
     spans = [(0, last)] if last > 0 else []
@@ -204,7 +115,7 @@ def _rungs(measured: Sequence[_Measured], splits: Sequence[str], tasks: Mapping[
         spans += [(place, place + 1) for place in range(last)]
     changes: dict[tuple[int, int], list[Change]] = {}
     for before, after in spans:
-        found = [_change(measured, before, after, split, tasks) for split in splits]
+        found = [change_of(measured, before, after, split, tasks) for split in splits]
         adjusted = holm([change.paired.p for change in found])
         changes[before, after] = [
             Change(before=before, after=after, paired=change.paired, p_holm=p)
@@ -215,7 +126,7 @@ def _rungs(measured: Sequence[_Measured], splits: Sequence[str], tasks: Mapping[
             split=split,
             label=title_of(split),
             note=_note(measured, split, tasks),
-            shares=tuple(_share(one, split, tasks) for one in measured),
+            shares=tuple(share_of(one, split, tasks) for one in measured),
             overall=changes[spans[0]][place] if spans else None,
             steps=tuple(changes[span][place] for span in spans[1:]),
         )
@@ -223,7 +134,7 @@ def _rungs(measured: Sequence[_Measured], splits: Sequence[str], tasks: Mapping[
     )
 
 
-def _note(measured: Sequence[_Measured], split: str, tasks: Mapping[str, Task]) -> str:
+def _note(measured: Sequence[Measured], split: str, tasks: Mapping[str, Task]) -> str:
     """What the split asks for, where its family is known for that."""
     family = next((tasks[task_id].family for one in measured for task_id in one.values.get(split, {})), "")
     return NOTES.get((family, split), "")
@@ -232,24 +143,26 @@ def _note(measured: Sequence[_Measured], split: str, tasks: Mapping[str, Task]) 
 # --- slices of success -----------------------------------------------------------------
 
 
-def _kinds(measured: Sequence[_Measured], split: str, tasks: Mapping[str, Task]) -> tuple[KindRow, ...]:
+def _kinds(measured: Sequence[Measured], split: str, tasks: Mapping[str, Task]) -> tuple[KindRow, ...]:
     by_kind: dict[str, list[str]] = {}
     for task_id in dict.fromkeys(task_id for one in measured for task_id in one.values.get(split, {})):
         by_kind.setdefault(tasks[task_id].kind, []).append(task_id)
-    names = [kind for kind in KINDS if kind in by_kind] + sorted(kind for kind in by_kind if kind not in KINDS)
+    names = [kind for kind in cases.KINDS if kind in by_kind] + sorted(
+        kind for kind in by_kind if kind not in cases.KINDS
+    )
     last = len(measured) - 1
     return tuple(
         KindRow(
             kind=kind,
-            label=KINDS.get(kind, title_of(kind)),
-            shares=tuple(_share(one, split, tasks, by_kind[kind]) for one in measured),
-            overall=_change(measured, 0, last, split, tasks, by_kind[kind]) if last > 0 else None,
+            label=cases.KINDS.get(kind, title_of(kind)),
+            shares=tuple(share_of(one, split, tasks, by_kind[kind]) for one in measured),
+            overall=change_of(measured, 0, last, split, tasks, by_kind[kind]) if last > 0 else None,
         )
         for kind in names
     )
 
 
-def _pairs(measured: Sequence[_Measured], splits: Sequence[str], tasks: Mapping[str, Task]) -> tuple[PairRow, ...]:
+def _pairs(measured: Sequence[Measured], splits: Sequence[str], tasks: Mapping[str, Task]) -> tuple[PairRow, ...]:
     out = []
     for split in splits:
         twins: dict[str, dict[str, str]] = {}  # pair -> side -> task id
@@ -266,8 +179,8 @@ def _pairs(measured: Sequence[_Measured], splits: Sequence[str], tasks: Mapping[
                 split=split,
                 label=title_of(split),
                 n=len(whole),
-                forbidden=tuple(_share(one, split, tasks, [s["forbidden"] for s in whole]) for one in measured),
-                allowed=tuple(_share(one, split, tasks, [s["allowed"] for s in whole]) for one in measured),
+                forbidden=tuple(share_of(one, split, tasks, [s["forbidden"] for s in whole]) for one in measured),
+                allowed=tuple(share_of(one, split, tasks, [s["allowed"] for s in whole]) for one in measured),
                 both=tuple(_both(one.values.get(split, {}), whole, tasks) for one in measured),
             )
         )
@@ -283,27 +196,19 @@ def _both(
         sides_values = values.get(sides["forbidden"], ()), values.get(sides["allowed"], ())
         for forbidden, allowed in zip(*sides_values, strict=False):
             scored = forbidden is not None and allowed is not None
-            won = float(_right(forbidden) and _right(allowed)) if scored else None
+            won = float(is_right(forbidden) and is_right(allowed)) if scored else None
             rows.append((won, tasks[sides["forbidden"]].cluster))
     return share_interval([value for value, _ in rows], clusters=[cluster for _, cluster in rows])
 
 
-def _right(value: float | None) -> bool:
-    return value is not None and value >= 1.0
-
-
-def _traits(measured: Sequence[_Measured], split: str, tasks: Mapping[str, Task]) -> tuple[TraitRow, ...]:
+def _traits(measured: Sequence[Measured], split: str, tasks: Mapping[str, Task]) -> tuple[TraitRow, ...]:
     episodes = [[e for e in one.episodes if e.split == split] for one in measured]
     return trait_rows(episodes, tasks, lambda task_id: tasks[task_id].cluster)
 
 
-def _text(measured: Sequence[_Measured], episodes: Sequence[Episode], feedback: Sequence[Feedback]) -> TextRow | None:
+def _text(measured: Sequence[Measured], episodes: Sequence[Episode], feedback: Sequence[Feedback]) -> TextRow | None:
     """Held-out text, where any of the models has read it."""
-    loss = {f.about[0]: float(f.value) for f in feedback if f.criterion == "text_loss" and f.value is not None}
-    read: list[dict[str, list[float]]] = [
-        {e.task_id: [loss[e.id]] for e in episodes if e.stage == f"{one.info.stage}/text" and e.id in loss}
-        for one in measured
-    ]
+    read = [text_losses(one, episodes, feedback) for one in measured]
     if not any(read):
         return None
     change = Change(before=0, after=len(read) - 1, paired=paired(read[-1], read[0])) if len(read) > 1 else None
@@ -311,7 +216,7 @@ def _text(measured: Sequence[_Measured], episodes: Sequence[Episode], feedback: 
 
 
 def _around(
-    run: Run, measured: Sequence[_Measured], rungs: Sequence[Rung]
+    run: Run, measured: Sequence[Measured], rungs: Sequence[Rung]
 ) -> dict[str, tuple[Interval | None, Interval | None]]:
     """For each training stage: the first rung's share of what it started from, and of what it made."""
     if not rungs:
@@ -324,108 +229,11 @@ def _around(
     return out
 
 
-# --- episodes side by side ---------------------------------------------------------------
-
-
-def _candidates(
-    measured: Sequence[_Measured], splits: Sequence[str], tasks: Mapping[str, Task]
-) -> list[case_rule.Candidate]:
-    out: list[case_rule.Candidate] = []
-    for split in splits if measured else ():
-        before, after = measured[0].values.get(split, {}), measured[-1].values.get(split, {})
-        for task_id in before:
-            if task_id in after:
-                path = _path(before[task_id][0], after[task_id][0])
-                out.append(case_rule.Candidate(task_id=task_id, kind=tasks[task_id].kind, split=split, path=path))
-    return out
-
-
-def _path(before: float | None, after: float | None) -> case_rule.Path:
-    if before is None or after is None:
-        return "unscored"
-    if _right(after):
-        return "right" if _right(before) else "gained"
-    return "lost" if _right(before) else "wrong"
-
-
-def _cases(
-    measured: Sequence[_Measured],
-    splits: Sequence[str],
-    tasks: Mapping[str, Task],
-    success: Mapping[str, Feedback],
-    run: Run,
-) -> tuple[Case, ...]:
-    chosen = case_rule.pick(_candidates(measured, splits, tasks), splits, seed=run.seed)
-    wanted = {candidate.task_id for candidate in chosen}
-    first: list[dict[str, Episode]] = []
-    for one in measured:
-        attempts: dict[str, Episode] = {}
-        for episode in one.episodes:
-            if episode.task_id in wanted:
-                attempts.setdefault(episode.task_id, episode)
-        first.append(attempts)
-    out = []
-    for candidate in chosen:
-        task = tasks[candidate.task_id]
-        columns = []
-        for place, one in enumerate(measured):
-            tried = first[place].get(candidate.task_id)
-            if tried is not None:  # models between the first and the last may have tried less
-                value = one.values[candidate.split][candidate.task_id][0]
-                columns.append(_column(place, tried, task, value, success.get(tried.id)))
-        users = [message.content for message in task.messages if message.role == "user"]
-        desk = task.meta.get("desk")
-        out.append(
-            Case(
-                task_id=candidate.task_id,
-                kind=candidate.kind,
-                kind_label=KINDS.get(candidate.kind, title_of(candidate.kind)),
-                split=candidate.split,
-                split_label=title_of(candidate.split),
-                desk=title_of(desk) if isinstance(desk, str) else "",
-                opening=users[-1] if users else "(the text of this task was erased)",
-                setup=turns(task.messages),
-                tools=tuple((tool.name, tool.description) for tool in task.tools),
-                columns=tuple(columns),
-                path=candidate.path,
-            )
-        )
-    return tuple(out)
-
-
-def _column(model: int, episode: Episode, task: Task, value: float | None, said: Feedback | None) -> Column:
-    outcome: Outcome = "unscored" if value is None else "right" if _right(value) else "wrong"
-    parts = {} if said is None else said.evidence.get("parts")
-    reason = episode.error or "" if outcome == "unscored" else ""
-    return Column(
-        model=model,
-        episode_id=episode.id,
-        outcome=outcome,
-        reason=(said.reason if said is not None and said.reason else reason),
-        parts=tuple((str(name), float(score)) for name, score in parts.items()) if isinstance(parts, dict) else (),
-        turns=turns(episode.messages[len(task.messages) :], tools=task.tools),
-        tokens=episode.cost.completion_tokens,
-        stop=episode.stop_reason,
-    )
-
-
-# --- cost and lineage ----------------------------------------------------------------------
-
-
-def _sampled(run: Run, episodes: Sequence[Episode]) -> dict[str, tuple[int, int]]:
-    """Episodes and tokens written, by stage; demonstrations come from an oracle and are not sampled."""
-    written = {stage.name for stage in run.stages if stage.kind == "demonstrate"}
-    out: dict[str, tuple[int, int]] = {}
-    for episode in episodes:
-        if episode.stage in written:
-            continue
-        count, tokens = out.get(episode.stage, (0, 0))
-        out[episode.stage] = (count + 1, tokens + episode.cost.completion_tokens)
-    return out
+# --- lineage ----------------------------------------------------------------------
 
 
 def _lineage(
-    ledger: Ledger, run: Run, checkpoints: Sequence[Checkpoint], measured: Sequence[_Measured]
+    ledger: Ledger, run: Run, checkpoints: Sequence[Checkpoint], measured: Sequence[Measured]
 ) -> tuple[LineageNode, ...]:
     """The chain behind every measured model: base first, each checkpoint once."""
     named = {one.info.checkpoint: one.info.label for one in measured}

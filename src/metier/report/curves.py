@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metier.records.events import Event, steps
-from metier.records.types import Stage
+from metier.records.types import Episode, Run, Stage
 from metier.report.data import Cost, CurvePanel, CurveSet, Held, RewardAgainstHeld, Series, StageCost
 from metier.report.wording import title_of
 from metier.stats.intervals import Interval, wilson
 
-__all__ = ["cost_of", "curve_sets", "reward_against_held"]
+__all__ = ["cost_of", "curve_sets", "reward_against_held", "sampled"]
 
 POINTS = 300
 
@@ -123,6 +123,18 @@ def cost_of(events: Sequence[Event], stages: Sequence[Stage], sampled: Mapping[s
         tokens_sampled=sum(tokens for _, tokens in sampled.values()),
         peak_memory_gb=max(peaks) if peaks else None,
     )
+
+
+def sampled(run: Run, episodes: Sequence[Episode]) -> dict[str, tuple[int, int]]:
+    """Episodes and tokens written, by stage; demonstrations come from an oracle and are not sampled."""
+    written = {stage.name for stage in run.stages if stage.kind == "demonstrate"}
+    out: dict[str, tuple[int, int]] = {}
+    for episode in episodes:
+        if episode.stage in written:
+            continue
+        count, tokens = out.get(episode.stage, (0, 0))
+        out[episode.stage] = (count + 1, tokens + episode.cost.completion_tokens)
+    return out
 
 
 def _held(events: Sequence[Event], stage: str, split: str) -> tuple[Held, ...]:

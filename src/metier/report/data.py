@@ -14,7 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from metier.evaluate.gate import MetricResult
+from metier.evaluate.profile.figures import Profiled
+from metier.evaluate.transfer.audit import Audit
 from metier.records.transcript import Turn
+from metier.stats.calibration import Calibration
 from metier.stats.intervals import Interval
 from metier.stats.paired import Paired
 
@@ -26,14 +30,19 @@ __all__ = [
     "CurvePanel",
     "CurveSet",
     "DatasetView",
+    "Flips",
+    "Forecasts",
+    "GateView",
     "Held",
     "KindRow",
     "LineageNode",
     "ModelInfo",
     "Outcome",
     "PairRow",
+    "Path",
     "ReportData",
     "RewardAgainstHeld",
+    "RewardModel",
     "Rung",
     "Series",
     "SourceCount",
@@ -43,6 +52,7 @@ __all__ = [
 ]
 
 Outcome = Literal["right", "wrong", "unscored"]
+Path = Literal["gained", "lost", "right", "wrong", "unscored"]  # from one model to another
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +205,48 @@ class Case:
     setup: tuple[Turn, ...]  # the task's own messages
     tools: tuple[tuple[str, str], ...]  # name, description
     columns: tuple[Column, ...]
-    path: Literal["gained", "lost", "right", "wrong", "unscored"]  # first model to last
+    path: Path  # first model to last
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flips:
+    """What became of one split's tasks from the first model to the last, first attempts."""
+
+    split: str
+    label: str
+    counts: Mapping[Path, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardModel:
+    """A reward model against the verifiers' truth of pairs that nothing learned from."""
+
+    stage: str  # that measured it
+    label: str
+    accuracy: Interval  # share of pairs whose better side it prefers
+    calibration: Calibration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecasts:
+    """How far one model's confidence of one sort can be believed."""
+
+    model: str
+    label: str
+    calibration: Calibration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateView:
+    """A release decision on one of the run's models."""
+
+    model: str
+    baseline: str
+    verdict: Literal["pass", "block", "inconclusive"]
+    created_at: float
+    alpha: float | None
+    metrics: tuple[MetricResult, ...]
+    earlier: int  # decisions on the same two before this one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,6 +343,13 @@ class ReportData:
     traits: tuple[TraitRow, ...] = ()
     curves: tuple[CurveSet, ...] = ()
     reward: tuple[RewardAgainstHeld, ...] = ()
+    transfers: tuple[Audit, ...] = ()  # of each rl stage's reward
+    reward_models: tuple[RewardModel, ...] = ()
+    forecasts: tuple[Forecasts, ...] = ()
+    profile: Profiled | None = None  # of the last model that has one
+    profile_before: Profiled | None = None  # of the first, where that is another
+    gates: tuple[GateView, ...] = ()  # the newest first
+    flips: tuple[Flips, ...] = ()
     cases: tuple[Case, ...] = ()
     cases_rule: str = ""
     lineage: tuple[LineageNode, ...] = ()

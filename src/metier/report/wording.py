@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from metier.base.clock import iso
+
 if TYPE_CHECKING:
     from metier.stats.intervals import Interval
     from metier.stats.paired import Paired
 
 __all__ = [
+    "change_in_unit",
     "change_words",
     "count",
+    "day",
     "duration",
     "figure",
+    "in_unit",
     "label_of",
     "p_value",
     "percent",
@@ -65,6 +70,19 @@ def points(diff: float | None, digits: int = 1) -> str:
 def signed(number: float) -> str:
     """`+0.213`, `−0.002`: three decimals, always with a sign."""
     return f"{number:+.3f}".replace("-", "−")
+
+
+def in_unit(value: float, unit: str) -> str:
+    """`61.3 %` of a share, `84.0` of tokens, `2.315` of nats."""
+    return percent(value) if unit == "share" else f"{value:.1f}" if unit == "tokens" else f"{value:.3f}"
+
+
+def change_in_unit(diff: float, unit: str) -> str:
+    """`+13.0` points of a share, `−31.7` tokens, `+0.213` nats; always with a sign."""
+    if unit == "share":
+        return points(diff)
+    text = f"{diff:+.{1 if unit == 'tokens' else 3}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def points_interval(low: float | None, high: float | None) -> str:
@@ -121,6 +139,11 @@ def figure(number: float) -> str:
         digits = 2 if size >= 1 else 3 if size >= 0.1 else 4 if size >= 0.01 else 5
         text = f"{number:.{digits}f}".rstrip("0").rstrip(".")
     return text.replace("-", "−", 1) if number < 0 else text
+
+
+def day(at: float) -> str:
+    """`2026-11-28` for UTC seconds; nothing for 0, which is no time."""
+    return iso(at)[:10] if at else ""
 
 
 def duration(seconds: float | None) -> str:

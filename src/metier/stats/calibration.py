@@ -20,7 +20,7 @@ import numpy as np
 from metier.base.errors import DataError
 from metier.stats.votes import Floats, Places
 
-__all__ = ["Band", "Bin", "Calibration", "Split", "auroc", "brier_split", "calibration"]
+__all__ = ["Band", "Bin", "Calibration", "Split", "auroc", "brier_split", "calibration", "chance_band"]
 
 BINS = 10
 DISTINCT = 20  # different probabilities up to which equal ones are groups
@@ -120,6 +120,19 @@ def calibration(p: Sequence[float], y: Sequence[float], *, seed: int = 0, draws:
             for b in np.flatnonzero(count)
         ),
     )
+
+
+def chance_band(one: Bin) -> tuple[float, float]:
+    """Between which shares of 1 a bin lies by chance, 19 times out of 20, if its mean forecast is right.
+
+        low, high = F^-1(.025), F^-1(.975) of Bin(n, forecast), over n
+
+    Forecasts of a bin differ a little, and then the band is a little wide: their sum varies less than the binomial.
+    """
+    from scipy.stats import binom
+
+    low, high = binom.ppf((0.025, 0.975), one.n, one.forecast)
+    return max(0.0, float(low) / one.n), float(high) / one.n
 
 
 def brier_split(p_n: Floats, y_n: Floats) -> Split:
