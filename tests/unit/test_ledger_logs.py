@@ -372,7 +372,7 @@ def written(way: str, value: Any, **more: Any) -> dict[str, Any]:
     """A row of a task that lets the model write, as lm-eval 0.4 puts it down."""
     return {
         "doc_id": 0, "doc": {"question": "1+1"}, "target": "2", "filter": way, "metrics": ["exact_match"],
-        "arguments": {"gen_args_0": {"arg_0": [CHAT], "arg_1": {"max_gen_toks": 16, "temperature": 0}}},
+        "arguments": {"gen_args_0": {"arg_0": [CHAT], "arg_1": {"max_gen_toks": 16, "do_sample": False}}},
         "resps": [["It is 2."]], "filtered_resps": ["2"], "doc_hash": "h0", "exact_match": value, **more,
     }  # fmt: skip
 
@@ -451,6 +451,68 @@ def test_bad_rows_are_named_and_good_ones_kept(ledger: Ledger, tmp_path: Path) -
         "r.jsonl:3": "it says not what was asked: `arguments` is missing",
         "r.jsonl:4": "a choice has no log-probability",
     }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("METIER_HARNESS" not in os.environ, reason="needs lm-eval: make test-harness")
+def test_logs_that_lm_eval_wrote(ledger: Ledger, tmp_path: Path) -> None:
+    """With its model of random answers: a task that lets it write, with two filters, and one that weighs choices."""
+    lines(
+        tmp_path / "docs.jsonl",
+        [{"q": f"What is {n}?", "choices": [f"a{n}", f"b{n}"], "gold": n % 2} for n in range(8)],
+    )
+    common = f"""
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path}/docs.jsonl}}}}
+test_split: test
+doc_to_text: "{{{{q}}}}"
+metadata: {{version: 2.0}}
+"""
+    (tmp_path / "write.yaml").write_text(
+        f"""{common}
+task: write
+output_type: generate_until
+doc_to_target: "lol"
+generation_kwargs: {{until: ["\\n"], max_gen_toks: 16, do_sample: false}}
+filter_list:
+  - {{name: number, filter: [{{function: regex, regex_pattern: "(\\\\d+)"}}, {{function: take_first}}]}}
+  - {{name: whole, filter: [{{function: take_first}}]}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+    )
+    (tmp_path / "pick.yaml").write_text(
+        f"""{common}
+task: pick
+output_type: multiple_choice
+doc_to_target: "{{{{gold}}}}"
+doc_to_choice: "{{{{choices}}}}"
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+    )
+    done = subprocess.run(
+        [
+            Path(os.environ["METIER_HARNESS"]).absolute() / "lm_eval", "--model", "dummy", "--tasks", "write,pick",
+            "--include_path", ".", "--output_path", "out", "--log_samples",
+        ],
+        cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"},
+        capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    found: dict[str, list[tuple[Episode, dict[str, float]]]] = {}
+    for task in ("write", "pick"):
+        (log,) = (tmp_path / "out").rglob(f"samples_{task}_*.jsonl")
+        took = take(ledger, log, source=task)
+        assert (took.format, took.episodes, took.skipped) == ("lm-eval", 8, [])
+        episodes = ledger.episodes(run_id=took.run_id)
+        found[task] = [(e, {name: f.value for name, f in said(ledger, e).items()}) for e in episodes]
+    assert all(values == {"exact_match,number": 0.0, "exact_match,whole": 1.0} for _, values in found["write"])
+    assert {e.messages[-1].content for e, _ in found["write"]} == {"lol"}
+    for episode, values in found["pick"]:
+        doc = episode.meta["doc"]
+        right = episode.messages[-1].content.strip() == doc["choices"][doc["gold"]]
+        assert values == {"acc": float(right)}
+    versions = {f.source.version.partition(",")[2] for f in ledger.feedback()}
+    assert versions == {" write 2.0", " pick 2.0"}
 
 
 def test_the_command(tmp_path: Path) -> None:

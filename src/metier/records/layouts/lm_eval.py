@@ -79,7 +79,8 @@ def item(place: str, row: Mapping[str, Any]) -> Item:
     if _written(requests):
         prompt = _prompt(requests[0][0])
         kwargs = mapping(requests[0][1]) if len(requests[0]) > 1 else {}
-        sampling = sampling_of({**kwargs, "max_tokens": kwargs.get("max_gen_toks")})
+        greedy = {"temperature": 0.0} if kwargs.get("do_sample") is False else {}
+        sampling = sampling_of({**kwargs, **greedy, "max_tokens": kwargs.get("max_gen_toks")})
         texts = [text for one in back for text in _texts(one)]
     else:
         shared = _shared([one[0] for one in requests])
