@@ -47,7 +47,7 @@ test-vllm: $(READY) $(VLLM)/ready.stamp ## a checkpoint in vLLM against the embe
 	@METIER_VLLM=$(VLLM)/bin/python $(BIN)/python -m pytest -q -m slow tests/e2e/test_vllm.py $(PYTEST_ARGS)
 
 test-harness: $(READY) $(HARNESS)/ready.stamp $(VERIFIERS)/ready.stamp ## lm-eval, Inspect and verifiers; makes two environments for them first
-	@METIER_HARNESS=$(HARNESS)/bin METIER_VERIFIERS=$(VERIFIERS)/bin $(BIN)/python -m pytest -q -m slow tests/e2e/test_harnesses.py $(PYTEST_ARGS)
+	@METIER_HARNESS=$(HARNESS)/bin METIER_VERIFIERS=$(VERIFIERS)/bin $(BIN)/python -m pytest -q -m slow tests/e2e/test_harnesses.py tests/unit/test_ledger_logs.py $(PYTEST_ARGS)
 
 lint: $(READY) ## ruff, mypy in strict mode, import layers
 	@$(BIN)/ruff check .

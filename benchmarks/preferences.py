@@ -121,7 +121,7 @@ def main() -> None:
     pairs: dict[int, list[Pair]] = {}
     rewards: dict[str, Scores] = {arm: {} for arm in ARMS}
     chances: dict[str, tuple[list[float], list[float]]] = {arm: ([], []) for arm in ARMS}
-    policies: dict[str, Scores] = {arm: {} for arm in ("sft", *ARMS)}
+    policies: dict[str, Scores] = {arm: {} for arm in ("sft", "policy-alike", "policy-weighted")}
     rows: list[str] = []
     for number, seed in enumerate(options.seeds, 1):
         where = options.folder / f"seed-{seed}.sqlite"
@@ -175,7 +175,7 @@ def main() -> None:
         lines += ["", f"Weighted less alike: {against(rewards['alike'], rewards['weighted'], seen)}.", ""]
         lines += ["## Policies, on held-out tasks", "", "| | success |", "|---|---|"]
         lines += [f"| {arm} | {level(scores)} |" for arm, scores in policies.items()]
-        for low, high in (("sft", "alike"), ("sft", "weighted"), ("alike", "weighted")):
+        for low, high in (("sft", "policy-alike"), ("sft", "policy-weighted"), ("policy-alike", "policy-weighted")):
             lines += ["", f"{high} less {low}: {against(policies[low], policies[high], seen)}."]
         lines += ["", f"{hardware.get('cpu')}, {hardware.get('cores')} cores; seeds {seen}.", ""]
         options.out.parent.mkdir(parents=True, exist_ok=True)

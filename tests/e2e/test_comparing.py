@@ -156,4 +156,4 @@ def test_people_have_their_habits() -> None:
 
 def test_the_recipe_that_ships_can_be_read() -> None:
     names = [stage.name for stage in load_yaml(find_recipe("preferences"), Recipe).stages]
-    assert names.index("judge") < names.index("weighted") < names.index("dpo-weighted")
+    assert names.index("judge") < names.index("weighted") < names.index("policy-weighted")
