@@ -277,3 +277,17 @@ def train(ledger: Ledger, run: Run) -> None:
             feedback.append(score(made, right))
     ledger.add_episodes(episodes)
     ledger.add_feedback(feedback)
+
+
+def profile_again(ledger: Ledger, run_id: str, checkpoint: str) -> None:
+    """What a run of `metier profile` has kept, once more as the profile of another checkpoint."""
+    kept, name = ledger.run(run_id), f"run-profile-of-{checkpoint}"
+    episodes, said = ledger.episodes(run_id=run_id), ledger.feedback(run_id=run_id)
+    ledger.add_run(replace(kept, id=name, config={**kept.config, "name": checkpoint}))
+    ledger.add_episodes([replace(one, id=f"{one.id}-{checkpoint}", run_id=name) for one in episodes])
+    ledger.add_feedback(
+        [
+            replace(one, id=f"{one.id}-{checkpoint}", run_id=name, about=tuple(f"{a}-{checkpoint}" for a in one.about))
+            for one in said
+        ]
+    )

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from made_run import fill
+from made_run import fill, profile_again, train
+from metier.cli.app import app
+from metier.evaluate.gate import GateSettings, Rule, Side, decide
 from metier.records.ledger import Ledger
+from metier.records.types import GateDecision, Stage
+from metier.report import findings
 from metier.report.collect import collect
-from metier.report.page import render, write
+from metier.report.compare import compare_runs
+from metier.report.page import render, render_comparison, write
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HARD = ("serious", "critical")
 SIZES = ((1280, 800), (390, 844))
 
 pytestmark = pytest.mark.skipif(
@@ -32,6 +42,42 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     assert len(html.encode()) < 5_000_000
     write(folder / "report.html", html)
     return (folder / "report.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def full(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Pages with all that a report can have: of one run, and of two side by side."""
+    folder = tmp_path_factory.mktemp("full")
+    where = folder / "ledger.sqlite"
+    arguments = ["profile", str(tiny_model), "-t", "refusal", "-t", "calibration", "--items", "6", "--json"]
+    done = CliRunner().invoke(app, [*arguments, "--dtype", "float32", "--ledger", str(where)])
+    assert done.exit_code == 0, done.output
+    with Ledger.open(where) as ledger:
+        for name in ("base", "grpo", "grpoworse"):
+            profile_again(ledger, json.loads(done.stdout)["profile"]["run"], f"checkpoint-{name}")
+        run = fill(ledger, folder / "one", unscored=0)
+        train(ledger, run)
+        fill(ledger, folder / "worse", name="worse", chance={"grpo": 0.3})
+        settings = GateSettings(metrics={"success": Rule(margin=0.05), "tokens": Rule(direction="lower", margin=1)})
+        sides = [Side(by_item={str(n): [float(n % k > 0)] for n in range(90)}) for k in (5, 4)]
+        decided = decide(settings, {"success": (sides[0], sides[1]), "tokens": "no such field " + "x" * 300})
+        results = {one.name: {**asdict(one), "caveats": list(one.caveats)} for one in decided.metrics}
+        ledger.add_gate(
+            GateDecision(
+                id="gate-1", checkpoint="checkpoint-grpo", baseline="checkpoint-base", verdict=decided.verdict,
+                metrics={"settings": settings.model_dump(mode="json"), "results": results}, created_at=1.8e9,
+            )
+        )  # fmt: skip
+        pairs = [{"cluster": str(n), "score": float(n % 4 > 0), "p": (n % 50) / 50, "y": n % 2} for n in range(200)]
+        (folder / "one" / "stages").mkdir()
+        (folder / "one" / "stages" / "measure.json").write_text(json.dumps({"pairs": pairs}))
+        measure = Stage(name="measure", kind="measure", inputs=("reward",))
+        models = findings.reward_models(replace(run, stages=(measure,)), folder / "one")
+        data = replace(collect(ledger, run.id, folder / "one"), reward_models=models)
+        pages = {"one": render(data), "two": render_comparison(compare_runs(ledger, [run.id, "run-worse"]))}
+    for name, html in pages.items():
+        write(folder / f"{name}.html", html)
+    return {name: (folder / f"{name}.html").as_uri() for name in pages}
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +237,28 @@ def test_injected_script_is_inert(browser: Any, address: str) -> None:
         element = "Object.assign(document.createElement('script'), { textContent: 'window.hacked = 4' })"
         page.evaluate(f"document.body.append({element})")
         assert page.evaluate("window.hacked") is None
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_all_that_a_page_can_have_fits_and_can_be_used(
+    browser: Any, full: dict[str, str], name: str, size: tuple[int, int], scheme: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python")
+    sections = {
+        "one": ("transfer-1", "reward-models", "calibration", "profile", "gate-1", "cases"),
+        "two": ("measured", "cost", "profile-1", "runs"),
+    }
+    with Opened(browser, full[name], size, scheme) as opened:
+        page = opened.page
+        page.evaluate("document.querySelectorAll('section details:not(.case)').forEach((one) => { one.open = true; })")
+        page.locator(".case > summary").first.press("Enter") if name == "one" else None
+        assert [s for s in sections[name] if not page.locator(f"section[aria-labelledby={s}]").is_visible()] == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        assert opened.complaints == [] and opened.asked == [full[name]]
+        found = axe.Axe().run(page).response["violations"]
+        assert [(one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in HARD] == []
 
 
 def test_prints_without_controls(browser: Any, address: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from made_run import fill, make_tasks, train
+from made_run import fill, make_tasks, profile_again, train
 from metier.cli.app import app
 from metier.evaluate.gate import GateSettings, Rule, Side, decide
 from metier.evaluate.profile.figures import Profiled, changes, from_json
@@ -115,17 +115,7 @@ def test_profiles_before_and_after_are_found_by_checkpoint_and_the_base_by_name(
         after, before = findings.profiles(ledger, named)
         assert before is None and after is not None and after.model == f"Base ({latest.model})"
         # a profile of the last model, of the same answers: no difference
-        kept = ledger.run(latest.run)
-        ledger.add_run(replace(kept, id="run-later", config={**kept.config, "name": "checkpoint-grpo"}))
-        rows = ledger.feedback(run_id=kept.id)
-        episodes = ledger.episodes(run_id=kept.id, arrays=True)
-        ledger.add_episodes([replace(one, id=f"{one.id}-later", run_id="run-later") for one in episodes])
-        ledger.add_feedback(
-            [
-                replace(r, id=f"{r.id}-later", run_id="run-later", about=tuple(f"{a}-later" for a in r.about))
-                for r in rows
-            ]
-        )
+        profile_again(ledger, latest.run, "checkpoint-grpo")
         after, before = findings.profiles(ledger, named)
         assert after is not None and before is not None
         assert (after.model, before.model) == ("GRPO (checkpoint-grpo)", f"Base ({latest.model})")

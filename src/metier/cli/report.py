@@ -15,7 +15,7 @@ def report(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN]...", help="A run's id, the start of one, its folder, or: last, which it is unless told."
+            metavar="RUN...", help="A run's id, the start of one, its folder, or: last, which it is unless told."
         ),
     ] = None,
     compare: Annotated[

@@ -25,7 +25,7 @@ __all__ = ["KINDS", "PLACES", "ROOM", "Candidate", "candidates", "flips", "pick"
 
 PLACES = 20  # dealt over kinds and outcomes, before all that changed
 ROOM = 2_500_000  # bytes of transcripts as HTML
-FRAME = 1500  # bytes of a case around its transcripts
+FRAME = 900  # bytes around a case's transcripts, and around each of its columns at most
 TURN: tuple[Path, ...] = ("wrong", "gained", "lost", "right", "unscored")
 KINDS = {
     "lookup": "Look up and answer",
@@ -140,7 +140,7 @@ def side_by_side(
     used = 0
     for candidate in _in_order(found, splits, seed):
         case = _case(candidate, measured, first, tasks[candidate.task_id], said)
-        used += FRAME + _size(case.setup) + sum(_size(column.turns) for column in case.columns)
+        used += _bytes(case)
         if out and used > room:
             break
         out.append(case)
@@ -191,6 +191,13 @@ def _column(model: int, episode: Episode, task: Task, value: float | None, said:
         tokens=episode.cost.completion_tokens,
         stop=episode.stop_reason,
     )
+
+
+def _bytes(case: Case) -> int:
+    """About how much of the page a case takes, rather more than less."""
+    tools = sum(len(name) + 2 * len(text) + 40 for name, text in case.tools)
+    columns = sum(FRAME + 2 * len(column.reason) + _size(column.turns) for column in case.columns)
+    return FRAME + _size(case.setup) + tools + columns
 
 
 def _size(shown: Sequence[Turn]) -> int:
