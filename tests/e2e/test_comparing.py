@@ -41,9 +41,9 @@ STAGES: list[dict[str, Any]] = [
     {"kind": "dataset", "name": "alike", "views": [{"kind": "pairs", "where": {"criteria": ["better"]}}]},
     {"kind": "dataset", "name": "weighted", "views": [
         {"kind": "pairs", "where": {"criteria": ["better"]}, "pool": {"method": "dawid-skene"}, "weigh": True}]},
-    {"kind": "fit", "name": "reward", "data": "weighted", "objective": "reward", "lr": 1e-2, "epochs": 3},
+    {"kind": "fit", "name": "reward", "data": "weighted", "objective": "reward", "lr": 1e-2, "epochs": 2},
     {"kind": "measure", "name": "measured", "of": "reward", "data": "held"},
-    {"kind": "fit", "name": "dpo", "data": "alike", "objective": "dpo", "lr": 1e-2, "epochs": 2},
+    {"kind": "fit", "name": "dpo", "data": "alike", "objective": "dpo", "lr": 1e-2, "epochs": 6, "batch": 8},
     {"kind": "evaluate", "name": "before", "splits": {"heldout": 24}, "sampling": {**WORDS, "temperature": 1.0}},
     {"kind": "evaluate", "name": "after", "of": "dpo", "splits": {"heldout": 24}, "sampling": {
         **WORDS, "temperature": 1.0}},

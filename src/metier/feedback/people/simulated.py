@@ -53,14 +53,15 @@ def asked(
 ) -> list[Feedback]:
     """What these people say: `votes` of them, drawn evenly for each pair, `people[habit]` being of each habit.
 
-    Pairs are shown in an order drawn for each person. Raises `DataError` where there are fewer people than votes.
+    Pairs are shown in an order drawn for each person. What is drawn depends on the seed and on a pair's place among
+    the pairs alone, and not on ids, which may be of a run. Raises `DataError` where there are fewer people than votes.
     """
     crowd = [(habit, f"{habit}-{n}") for habit in get_args(Habit) for n in range(1, people.get(habit, 0) + 1)]
     if len(crowd) < votes:
         raise DataError(f"{votes} people are to be asked of each pair, and there are {len(crowd)}")
     said = []
-    for pair in pairs:
-        rng = rng_for(seed, "asked", *pair.episodes)
+    for number, pair in enumerate(pairs):
+        rng = rng_for(seed, "asked", number)
         clique = _better(pair, CLIQUE, rng)
         for habit, name in rng.sample(crowd, votes):
             choice = _choice(habit, pair, clique, rng)
