@@ -31,6 +31,7 @@ class Place(NamedTuple):
     task_id: str
     split: str
     checkpoint: str
+    seq: int  # its number in the ledger
 
 
 def as_it_stood(ledger: LedgerView, where: Where) -> LedgerView:
@@ -76,11 +77,11 @@ def usable(one: Feedback) -> bool:
 def places(ledger: LedgerView, episode_ids: Iterable[str], splits: Sequence[str]) -> dict[str, Place]:
     """Where these episodes belong; those of other splits are left out."""
     table = schema.episodes
-    query = sql(table.c.id, table.c.task_id, table.c.split, table.c.checkpoint)
+    query = sql(table.c.id, table.c.task_id, table.c.split, table.c.checkpoint, table.c.seq)
     ids = list(dict.fromkeys(episode_ids))
     with ledger.reading() as connection:
         rows = rows_among(connection, query, table.c.id, ids)
-    return {row.id: Place(row.task_id, row.split, row.checkpoint) for row in rows if row.split in splits}
+    return {row.id: Place(row.task_id, row.split, row.checkpoint, row.seq) for row in rows if row.split in splits}
 
 
 def task_ids(ledger: LedgerView, *, splits: Sequence[str] = (), but_splits: Sequence[str] = ()) -> list[str]:

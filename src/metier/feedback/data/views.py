@@ -7,8 +7,8 @@ that the same ledger gives the same rows. What makes no row is counted with its 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ParamSpec
 
 from metier.base.errors import DataError
@@ -141,7 +141,7 @@ def pairs(ledger: LedgerView, view: PairView) -> Made:
         else:
             corrections.append(one)
     known = places(ledger, (episode for vote in votes for episode in vote.item.split(_SAID_APART)), view.where.splits)
-    inside = [vote for vote in votes if all(episode in known for episode in vote.item.split(_SAID_APART))]
+    inside = [_turned(vote, known) for vote in votes if all(one in known for one in vote.item.split(_SAID_APART))]
     items = {vote.item for vote in votes}
     made.left["of a split that is not declared"] += len(items) - len({vote.item for vote in inside})
     verdicts, left = pool(inside, view.pool)
@@ -186,6 +186,15 @@ def _compared(one: Feedback, weight: float) -> Iterator[Vote]:
             continue
         label = "tie" if value == 0.5 else "first" if better < worse else "second"
         yield Vote(_SAID_APART.join(sorted((better, worse))), who, label, weight, (one.id,))
+
+
+def _turned(vote: Vote, known: Mapping[str, Place]) -> Vote:
+    """The vote with its two answers in the order of the ledger: what is fitted to labels must not depend on ids."""
+    first, second = vote.item.split(_SAID_APART)
+    if known[first].seq < known[second].seq:
+        return vote
+    label = {"first": "second", "second": "first"}.get(vote.label, vote.label)
+    return replace(vote, item=_SAID_APART.join((second, first)), label=label)
 
 
 def _pair(sides: tuple[Episode, Episode], task: Task, verdict: Pooled, view: PairView, at: float) -> Row:
