@@ -54,11 +54,13 @@ Scores = dict[str, tuple[str, float]]  # seed/item -> its cluster and its score
 
 def pooled(pairs: Sequence[Pair], people: Mapping[Habit, int], votes: int, method: Any, seed: int) -> list[float]:
     """Whether the pooled label of each pair is the truth; a half where it has none."""
-    truth = {"\n".join(sorted(pair.episodes)): pair.episodes[pair.better] for pair in pairs}
+    place = {frozenset(pair.episodes): n for n, pair in enumerate(pairs)}
+    truth = {f"{n:05}": "first" if pair.better == 0 else "second" for n, pair in enumerate(pairs)}
     said = []
     for one in asked(pairs, people, votes=votes, criterion="better", seed=seed):
-        item = "\n".join(sorted(one.about))
-        said.append(Vote(item, one.source.name, one.about[int(one.value)], 1.0, (one.id,)))
+        n = place[frozenset(one.about)]
+        label = "first" if one.about[int(one.value)] == pairs[n].episodes[0] else "second"
+        said.append(Vote(f"{n:05}", one.source.name, label, 1.0, (one.id,)))
     verdicts, _ = pool(said, Pool(method=method))
     return [float(verdicts[item].label == best) if item in verdicts else 0.5 for item, best in truth.items()]
 
@@ -150,7 +152,7 @@ def main() -> None:
             hardware = dict(ledger.run(result.run_id).hardware)
         audit = done["judge"]["audit"]["figures"]["accuracy"]
         counts = " | ".join(str(done[arm]["rows"]) for arm in ARMS)
-        judge = f"{100 * audit['value']:.0f} % of {audit['n']}, {'fit' if done['judge']['fit'] else 'unfit'}"
+        judge = f"{100 * audit['value']:.0f} % of {audit['n']}, {done['judge']['fit']}"
         rows.append(f"| {seed} | {len(truth)} | {done['people']['statements']} | {judge} | {counts} |")
         lines = [
             "# Preferences of many people, pooled alike and by what they are worth",

@@ -71,6 +71,7 @@ def test_comparisons_become_a_reward_model_and_a_policy(tiny_model: Path, tmp_pa
     found = run(str(recipe(tmp_path, tiny_model, STAGES)), folder=str(tmp_path / "run"))
     done = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "run" / "stages").glob("*.json")}
     assert done["people"]["statements"] == 3 * done["people"]["pairs"] > 60
+    assert done["judge"]["fit"] == "undecided" and done["judge"]["statements"] == 0, "too little gold to be believed"
     measured = done["measured"]
     assert measured["low"] > 0.8 and measured["n"] == len(measured["pairs"]) > 24
     assert done["after"]["heldout"]["success"] > done["before"]["heldout"]["success"] + 0.2

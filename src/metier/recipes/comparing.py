@@ -218,8 +218,8 @@ def judge(context: Context, settings: Judge) -> Mapping[str, Any]:
         found = audit(judge, "compare", apart, learned=learned_by(place) or frozenset())
         context.emit(settings.name, "note", text=f"audit: {spelled(found)}")
         told = {"checkpoint": context.checkpoint_id(settings.name), "fit": found.fit, "audit": found.to_json()}
-        if not found.fit:
-            context.emit(settings.name, "note", text="the judge is unfit, so it says nothing")
+        if found.fit != "fit":
+            context.emit(settings.name, "note", text=f"the audit says {found.fit}, so the judge says nothing")
             return {**told, "statements": 0}
         asked_of = _of(context.recipe.stages, settings.judges)
         said = []
