@@ -136,7 +136,6 @@ def main() -> None:
         done = {path.stem: json.loads(path.read_text()) for path in (result.folder / "stages").glob("*.json")}
         with Ledger.open(where) as ledger:
             pairs[seed] = pairs_of_truth(ledger, result.run_id, "answers", 3, seed)
-            truth = {pair.episodes: pair for pair in pairs[seed]}
             for arm in ARMS:
                 for one in done[f"measure-{arm}"]["pairs"]:
                     rewards[arm][f"{seed}/{one['id']}"] = (one["cluster"], one["score"])
@@ -146,14 +145,15 @@ def main() -> None:
                 stage = f"evaluate-{arm}"
                 episodes = list(ledger.episodes(run_id=result.run_id, stage=stage))
                 tasks = ledger.tasks([e.task_id for e in episodes])
-                for task_id, score in ((e.task_id, successes(ledger, result.run_id, stage)[e.id]) for e in episodes):
-                    if score is not None:
-                        policies[arm][f"{seed}/{task_id}"] = (tasks[task_id].cluster, score)
+                scores = successes(ledger, result.run_id, stage)
+                for e in episodes:
+                    if (score := scores[e.id]) is not None:
+                        policies[arm][f"{seed}/{e.task_id}"] = (tasks[e.task_id].cluster, score)
             hardware = dict(ledger.run(result.run_id).hardware)
         audit = done["judge"]["audit"]["figures"]["accuracy"]
         counts = " | ".join(str(done[arm]["rows"]) for arm in ARMS)
         judge = f"{100 * audit['value']:.0f} % of {audit['n']}, {done['judge']['fit']}"
-        rows.append(f"| {seed} | {len(truth)} | {done['people']['statements']} | {judge} | {counts} |")
+        rows.append(f"| {seed} | {len(pairs[seed])} | {done['people']['statements']} | {judge} | {counts} |")
         lines = [
             "# Preferences of many people, pooled alike and by what they are worth",
             "",

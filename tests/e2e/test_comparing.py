@@ -16,6 +16,8 @@ from metier.recipes.runner import run
 from metier.recipes.settings import Recipe
 from metier.records.ledger import Ledger
 from metier.records.lineage import why
+from metier.records.types import Suite
+from metier.tasks.files import FileFamily
 
 # A word with an "e" in it is better than one without; about one in two of those that are drawn has one.
 PLUGIN = """
@@ -41,7 +43,7 @@ STAGES: list[dict[str, Any]] = [
     {"kind": "dataset", "name": "alike", "views": [{"kind": "pairs", "where": {"criteria": ["better"]}}]},
     {"kind": "dataset", "name": "weighted", "views": [
         {"kind": "pairs", "where": {"criteria": ["better"]}, "pool": {"method": "dawid-skene"}, "weigh": True}]},
-    {"kind": "fit", "name": "reward", "data": "weighted", "objective": "reward", "lr": 1e-2, "epochs": 2},
+    {"kind": "fit", "name": "reward", "data": "weighted", "objective": "reward", "lr": 1e-2, "epochs": 2, "heads": 2},
     {"kind": "measure", "name": "measured", "of": "reward", "data": "held"},
     {"kind": "fit", "name": "dpo", "data": "alike", "objective": "dpo", "lr": 1e-2, "epochs": 6, "batch": 8},
     {"kind": "evaluate", "name": "before", "splits": {"heldout": 24}, "sampling": {**WORDS, "temperature": 1.0}},
@@ -77,10 +79,7 @@ def test_comparisons_become_a_reward_model_and_a_policy(tiny_model: Path, tmp_pa
     assert done["after"]["heldout"]["success"] > done["before"]["heldout"]["success"] + 0.2
     with Ledger.open(tmp_path / "ledger.sqlite", create=False) as ledger:
         said = ledger.feedback(kind="preference")
-        assert Counter(f.source.kind for f in said) == {
-            "person": done["people"]["statements"],
-            **({"judge": done["judge"]["statements"]} if done["judge"]["statements"] else {}),
-        }
+        assert Counter(f.source.kind for f in said) == {"person": done["people"]["statements"]}
         assert {f.source.version for f in said if f.source.kind == "person"} == {"simulated"}
         (link, *_) = why(ledger, done["dpo"]["checkpoint"]).checkpoints
         assert {part.source.kind for d in link.datasets for part in d.feedback} >= {"person"}
@@ -110,6 +109,8 @@ def test_a_fit_that_was_stopped_after_its_training_is_not_trained_again(tiny_mod
         ({"name": "people", "data": "elsewhere"}, "takes episodes from 'elsewhere', which no earlier stage draws"),
         ({"name": "dpo", "data": "people"}, "takes data from 'people', which no earlier stage builds"),
         ({"name": "dpo", "objective": "dpoo"}, "dpoo"),
+        ({"name": "dpo", "objective": "grpo"}, "'grpo' learns from episodes"),
+        ({"name": "dpo", "objective": "distill"}, "distill needs a teacher"),
         ({"name": "after", "of": "reward"}, "is of 'reward', which no earlier stage trains"),
         ({"name": "measured", "of": "dpo"}, "measures 'dpo', which no earlier stage fits as a reward model"),
         ({"name": "gold", "split": "heldout"}, "split 'heldout' is both trained on and evaluated on"),
@@ -124,6 +125,17 @@ def test_stages_that_cannot_follow_are_refused(
     stages.sort(key=lambda s: order.get(s.get("name", "report"), 24 if s["kind"] == "report" else 0))
     with pytest.raises(ConfigError, match=said):
         run(str(recipe(tmp_path, tiny_model, stages)), folder=str(tmp_path / "run"))
+
+
+def test_a_judge_does_not_learn_from_what_is_tested(tiny_model: Path, tmp_path: Path) -> None:
+    stages = [stage for stage in STAGES if stage.get("name") in ("answers", "gold", "people", "judge")]
+    file = recipe(tmp_path, tiny_model, stages)
+    with Ledger.open(tmp_path / "ledger.sqlite") as ledger:
+        tasks = FileFamily(tmp_path / "tasks.jsonl", lambda name: pytest.fail(name)).tasks("train", 64, 1)
+        ledger.add_tasks(tasks)
+        ledger.add_suite(Suite(name="exam", version="1", task_ids=tuple(task.id for task in tasks)))
+    with pytest.raises(DataError, match=r"stage 'judge': task .* is also in suite 'exam'"):
+        run(str(file), folder=str(tmp_path / "run"))
 
 
 def test_people_have_their_habits() -> None:

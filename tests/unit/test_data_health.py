@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -209,6 +210,41 @@ def test_only_what_a_person_confirmed_becomes_a_task(ledger: Ledger, tmp_path: P
     assert ledger.dataset(manifest.id).stale
     assert "Rome" not in str(ledger.task(task_id)), "what was drafted of it said the same"
     with pytest.raises(DataError, match="the task was erased"):
+        build(ledger, rl)
+
+
+def test_forgetting_goes_on_through_what_was_drafted_of_drafts(ledger: Ledger, tmp_path: Path) -> None:
+    production(ledger, "p1", "I cannot say.", edit("p1", "In Rome."))
+    path = tmp_path / "drafts.jsonl"
+
+    def confirmed() -> str:
+        write_drafts(path, draft_tasks(ledger).drafts)
+        lines = [{**json.loads(line), "confirmed": True, "by": "eva"} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines[-1:]))
+        manifest, _ = add_confirmed(ledger, path)
+        assert manifest is not None
+        return manifest.task_ids[0]
+
+    first = confirmed()
+    spoken = dataclasses.replace(ledger.episode("p1"), id="p2", task_id=first)
+    ledger.add_episodes([spoken])
+    ledger.add_feedback([edit("p2", "In Rome, by the river.")])
+    path.unlink()
+    second = confirmed()
+    assert second != first
+    assert {first, second, "p1", "p2"} <= set(forget(ledger, ledger.episode("p1").task_id, why="asked").records)
+    assert "Rome" not in str(ledger.task(second))
+
+
+def test_a_draft_whose_episode_alone_was_erased_is_no_row(ledger: Ledger, tmp_path: Path) -> None:
+    production(ledger, "p1", "I cannot say.", edit("p1", "In Rome."))
+    path = tmp_path / "drafts.jsonl"
+    write_drafts(path, draft_tasks(ledger).drafts)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "confirmed": True, "by": "eva"}) + "\n")
+    add_confirmed(ledger, path)
+    ledger.erase("p1", why="as older versions did")
+    rl = parse(DatasetSettings, {"name": "tasks", "views": [{"kind": "rl", "where": {"splits": ["train"]}}]})
+    with pytest.raises(DataError, match="drafted from was erased"):
         build(ledger, rl)
 
 

@@ -48,7 +48,7 @@ PARTS: tuple[tuple[str, type[Settings]], ...] = (
     ("A stage of kind `measure`", recipe.Measure),
     ("`reward`, of an `rl` stage", recipe.RewardSettings),
     ("`overlong`, of a reward", recipe.Overlong),
-    ("`sampling`, of an `rl` or `evaluate` stage", recipe.SamplingSettings),
+    ("`sampling`, of an `rl`, `draw` or `evaluate` stage", recipe.SamplingSettings),
     ("`tools`", recipe.ToolSettings),
     ("`tools.http`, each", recipe.HttpToolSettings),
     ("`tools.mcp`, each", recipe.McpSettings),

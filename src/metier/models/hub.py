@@ -163,9 +163,10 @@ def _check_base(model: PreTrainedModel, folder: Path) -> None:
 
 
 def load_scorer(
-    name: str, *, heads: int = 1, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    name: str, *, heads: int | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> PreTrainedModel:
-    """A model with a linear score head of `heads` outputs; a new head starts small and random.
+    """A model with a linear score head of `heads` outputs, unless told of as many as it has; a new head starts small
+    and random.
 
     It is a sequence-classification model of transformers, so what is trained is read by any
     `AutoModelForSequenceClassification`. Those score the last token that is not padding;
@@ -174,7 +175,7 @@ def load_scorer(
     """
     with _clear_errors(name, "model"):
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            locate(name), dtype=dtype, num_labels=heads
+            locate(name), dtype=dtype, **({} if heads is None else {"num_labels": heads})
         )
         tokenizer = load_tokenizer(name)
         spare = {tokenizer.unk_token_id, tokenizer.bos_token_id} - {tokenizer.eos_token_id, None}

@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -40,11 +40,12 @@ from metier.feedback.rewards import RewardPolicy
 from metier.feedback.verify import verify_episodes
 from metier.models.hub import device_of, load_scorer
 from metier.recipes.context import Context
-from metier.recipes.learning import manifest_of, record
-from metier.recipes.settings import BASE, Crowd, Dataset, Draw, Fit, Judge, Measure
+from metier.recipes.learning import group_of, manifest_of, record
+from metier.recipes.settings import Crowd, Dataset, Draw, Fit, Judge, Measure
 from metier.records.ledger import Ledger
 from metier.records.types import DatasetManifest, Episode, Feedback, Group, Task
-from metier.rollout.episodes import Plan, kept_episodes, plan_id, run_episodes
+from metier.records.values import lowest_by_episode
+from metier.rollout.episodes import kept_episodes, run_episodes
 from metier.stats.calibration import calibration
 from metier.stats.intervals import share_interval
 from metier.train.data import Encoder, scored_at_end
@@ -62,7 +63,7 @@ class Compared:
 
     task: Task
     episodes: tuple[Episode, Episode]
-    better: int
+    better: Literal[0, 1]
 
 
 # --- draw --------------------------------------------------------------------------------
@@ -79,7 +80,11 @@ def draw(context: Context, settings: Draw) -> Mapping[str, Any]:
     with context.policy(context.load(settings.of)) as policy:
         for start in range(0, len(tasks), _CHUNK):
             part = tasks[start : start + _CHUNK]
-            plans = [plan for n, task in enumerate(part, start) for plan in _plans(context, settings, n, task)]
+            plans = [
+                plan
+                for n, task in enumerate(part, start)
+                for plan in group_of(context, settings.name, task, settings.group, n)
+            ]
             run_these = functools.partial(
                 run_episodes,
                 policy,
@@ -99,7 +104,7 @@ def draw(context: Context, settings: Draw) -> Mapping[str, Any]:
                     for (group, task_id), of_group in itertools.groupby(plans, lambda p: (str(p.group_id), p.task.id))
                 ]
             )
-            values += [v.value for v in verdicts if v.value is not None]
+            values += [value for value in lowest_by_episode(verdicts).values() if value is not None]
             done = min(start + _CHUNK, len(tasks)) * settings.group
             success = sum(v == 1.0 for v in values) / len(values) if values else None
             context.emit(
@@ -111,19 +116,6 @@ def draw(context: Context, settings: Draw) -> Mapping[str, Any]:
                 success=success,
             )
     return {"episodes": len(tasks) * settings.group}
-
-
-def _plans(context: Context, settings: Draw, number: int, task: Task) -> list[Plan]:
-    return [
-        Plan(
-            id=plan_id(context.run_id, settings.name, number, index),
-            task=task,
-            seed=context.seed(settings.name, number, index),
-            index=index,
-            group_id=derive_id("group", context.run_id, settings.name, number),
-        )
-        for index in range(settings.group)
-    ]
 
 
 def _pairs(context: Context, stage: str, most: int) -> list[Compared]:
@@ -150,7 +142,7 @@ def _true_pairs(ledger: Ledger, run_id: str, stage: str, most: int, seed: int) -
         unequal = [(a, b) for a, b in both if a[1] != b[1] and a[0].messages != b[0].messages]
         for a, b in rng.sample(unequal, min(most, len(unequal))):
             first, second = (a, b) if rng.random() < 0.5 else (b, a)
-            found.append(Compared(tasks[task_id], (first[0], second[0]), int(second[1] > first[1])))
+            found.append(Compared(tasks[task_id], (first[0], second[0]), 1 if second[1] > first[1] else 0))
     return found
 
 
@@ -159,7 +151,7 @@ def pairs_of_truth(ledger: Ledger, run_id: str, stage: str, most: int, seed: int
     return [
         Pair(
             episodes=(one.episodes[0].id, one.episodes[1].id),
-            better=0 if one.better == 0 else 1,
+            better=one.better,
             lengths=(_length(one.task, one.episodes[0]), _length(one.task, one.episodes[1])),
         )
         for one in _true_pairs(ledger, run_id, stage, most, seed)
@@ -193,8 +185,8 @@ def judge(context: Context, settings: Judge) -> Mapping[str, Any]:
     teaching = set(names[: (len(names) + 1) // 2])
     learned = [_gold(one) for one in gold if one.task.id in teaching]
     apart = [_gold(one) for one in gold if one.task.id not in teaching]
-    rows_file = context.folder / "data" / f"{settings.name}.jsonl"
-    rows_file.parent.mkdir(exist_ok=True)
+    context.refuse_overlap([one.task for one in gold if one.task.id in teaching], f"stage {settings.name!r}")
+    rows_file = _rows_of(context, settings.name)
     write_gold(rows_file, training_rows("reward", "compare", learned), learned)
     episodes = list(dict.fromkeys(e.id for one in gold if one.task.id in teaching for e in one.episodes))
     manifest = DatasetManifest(
@@ -210,10 +202,9 @@ def judge(context: Context, settings: Judge) -> Mapping[str, Any]:
         created_at=now(),
     )
     context.ledger.add_dataset(manifest)
-    learning = {name: getattr(settings, name) for name in (*_LEARNING, "epochs", "batch")}
-    _fitted(context, settings, manifest.id, rows_file, "reward", schedule="cosine", **learning)
-    place = str(context.folder / "checkpoints" / settings.name)
-    judge = RewardJudge(place)
+    _fitted(context, settings, manifest.id, rows_file, "reward")
+    place = context.place(settings.name)
+    judge = RewardJudge(place, dtype=context.recipe.model.dtype, device=context.recipe.model.device)
     try:
         found = audit(judge, "compare", apart, learned=learned_by(place) or frozenset())
         context.emit(settings.name, "note", text=f"audit: {spelled(found)}")
@@ -262,9 +253,7 @@ def build_dataset(context: Context, settings: Dataset) -> Mapping[str, Any]:
         stage=settings.name,
         on_step=lambda text: context.emit(settings.name, "note", text=text),
     )
-    path = context.folder / "data" / f"{settings.name}.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    write_rows(path, built.rows)
+    write_rows(_rows_of(context, settings.name), built.rows)
     return {"dataset": built.manifest.id, "rows": len(built.rows)}
 
 
@@ -272,37 +261,34 @@ def fit_stage(context: Context, settings: Fit) -> Mapping[str, Any]:
     """Carry out a `fit` stage."""
     done = context.finished(settings.data)
     assert done is not None
-    chosen = {name: getattr(settings, name) for name in _FITTED}
-    rows_file = context.folder / "data" / f"{settings.data}.jsonl"
-    return _fitted(context, settings, str(done["dataset"]), rows_file, settings.objective, **chosen)
+    return _fitted(context, settings, str(done["dataset"]), _rows_of(context, settings.data), settings.objective)
 
 
-_LEARNING = ("lr", "warmup", "weight_decay", "clip", "betas", "eps", "optimizer", "token_budget", "checkpointing")
-_FITTED = (
-    *_LEARNING,
-    *("options", "heads", "epochs", "batch", "schedule", "max_steps", "max_length", "too_long"),
-)
+def _rows_of(context: Context, stage: str) -> Path:
+    """Where a stage's rows lie, in a folder that is there."""
+    folder = context.folder / "data"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{stage}.jsonl"
 
 
-def _fitted(
-    context: Context, stage: Fit | Judge, dataset: str, rows: Path, objective: str, **chosen: Any
-) -> Mapping[str, Any]:
+def _fitted(context: Context, stage: Fit | Judge, dataset: str, rows: Path, objective: str) -> Mapping[str, Any]:
     """Train on a file of rows, and make what comes of it this stage's checkpoint."""
     context.release()
-    recipe, place = context.recipe, context.folder / "checkpoints" / stage.name
+    shared = type(stage).model_fields.keys() & FitSettings.model_fields.keys() - {"data", "objective"}
+    recipe, place = context.recipe, Path(context.place(stage.name))
     settings = FitSettings(
         objective=objective,
-        model=recipe.model.name if stage.of == BASE else str(context.folder / "checkpoints" / stage.of),
+        model=context.place(stage.of),
         data=str(rows),
         out=str(context.folder / "state" / stage.name),
         renderer=recipe.model.renderer,
         dtype=recipe.model.dtype,
         device=recipe.model.device,
-        adapter=None if objective in ("reward", "process_reward") else recipe.model.adapter,
+        adapter=None if isinstance(stage, Judge) or stage.scores else recipe.model.adapter,
         seed=context.seed(stage.name),
         save_seconds=recipe.save_seconds,
         keep_states=recipe.keep_states,
-        **chosen,
+        **{name: getattr(stage, name) for name in shared},
     )
 
     def heard(event: dict[str, Any]) -> None:
@@ -329,20 +315,15 @@ def measure(context: Context, settings: Measure) -> Mapping[str, Any]:
     pairs = _pairs(context, settings.data, settings.pairs)
     context.refuse_trained(settings.of, [one.task for one in pairs], f"stage {settings.name!r}")
     context.release()
-    place = str(context.folder / "checkpoints" / settings.of)
     dtype, device = getattr(torch, context.recipe.model.dtype), device_of(context.recipe.model.device)
-    model = load_scorer(place, dtype=dtype, device=device)
+    model = load_scorer(context.place(settings.of), dtype=dtype, device=device)
     encoder = Encoder(context.tokenizer, context.renderer)
     rewards: dict[str, float] = {}
     for one in pairs:
-        row = {
-            "prompt": plain(answered(one.task, one.episodes[0])[0]),
-            "chosen": plain(answered(one.task, one.episodes[one.better])[1]),
-            "rejected": plain(answered(one.task, one.episodes[1 - one.better])[1]),
-            **tools_of(one.task),
-        }
-        sides = (one.episodes[one.better], one.episodes[1 - one.better])
-        for episode, example in zip(sides, encoder.unit(row, "pair", 1), strict=True):
+        item = _gold(one).item
+        first, second = (plain(response) for response in item.responses)  # a score does not depend on the side's name
+        row = {"prompt": plain(item.prompt), "chosen": first, "rejected": second, **tools_of(one.task)}
+        for episode, example in zip(one.episodes, encoder.unit(row, "pair", 1), strict=True):
             if episode.id not in rewards:
                 ids = torch.tensor([scored_at_end(example).token_ids[:-1]], device=model.device)
                 with torch.inference_mode():

@@ -116,11 +116,15 @@ class Context:
         """How episodes name the weights that spoke."""
         return Weights(checkpoint=self.checkpoint_id(of), step=step)
 
+    def place(self, of: str) -> str:
+        """Where the model of `base` or of a training stage lies, or its name."""
+        return self.recipe.model.name if of == BASE else str(self.folder / "checkpoints" / of)
+
     def load(self, of: str) -> PreTrainedModel:
         """The model of `base` or of a finished training stage. One model is held at a time."""
         if self._model is None or self._model[0] != of:
             self._model = None  # let go of the old one first
-            where = self.recipe.model.name if of == BASE else str(self.folder / "checkpoints" / of)
+            where = self.place(of)
             adapter = self.recipe.model.adapter
             quantize = "none" if adapter is None else adapter.quantize
             dtype = getattr(torch, self.recipe.model.dtype)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from metier.base.clock import now
+from metier.base.ids import derive_id
 from metier.recipes.context import Context
 from metier.recipes.settings import Fit, Judge, Rl, Sft
 from metier.records.types import Checkpoint, Task
+from metier.rollout.episodes import Plan, plan_id
 from metier.train.checkpoints import Saver, save_model
 from metier.train.loop import Trainer
 
-__all__ = ["in_blocks", "manifest_of", "publish", "record", "saver_of"]
+__all__ = ["group_of", "in_blocks", "manifest_of", "publish", "record", "saver_of"]
 
 T = TypeVar("T")
 
@@ -26,6 +29,21 @@ def saver_of(context: Context, stage: str, trainer: Trainer) -> Saver:
     if saver.resume():
         context.emit(stage, "note", text=f"continues after step {trainer.step_number}")
     return saver
+
+
+def group_of(context: Context, stage: str, task: Task, size: int, *place: int) -> list[Plan]:
+    """A group of episodes of one task; `place` is the group's in the stage."""
+    group = derive_id("group", context.run_id, stage, *place)
+    return [
+        Plan(
+            id=plan_id(context.run_id, stage, *place, index),
+            task=task,
+            seed=context.seed(stage, *place, index),
+            index=index,
+            group_id=group,
+        )
+        for index in range(size)
+    ]
 
 
 def manifest_of(context: Context, stage: Sft | Rl | Fit | Judge, dataset: str) -> dict[str, Any]:
@@ -44,7 +62,7 @@ def publish(context: Context, stage: Sft | Rl, trainer: Trainer, dataset: str, m
     weights_hash = save_model(
         trainer.model,
         context.tokenizer,
-        context.folder / "checkpoints" / stage.name,
+        Path(context.place(stage.name)),
         template=context.renderer.template,
         manifest={**manifest_of(context, stage, dataset), "config": stage.model_dump(mode="json")},
     )

@@ -34,11 +34,11 @@ from metier.models.adapters import adapter_weights, has_adapter, holding
 from metier.models.hub import load_teacher
 from metier.models.values import add_value_head, drop_value_head
 from metier.recipes.context import Context
-from metier.recipes.learning import in_blocks, publish, saver_of
+from metier.recipes.learning import group_of, in_blocks, publish, saver_of
 from metier.recipes.settings import Rl
 from metier.records.types import DatasetManifest, Episode, Feedback, Group, Task, to_plain
 from metier.records.values import lowest
-from metier.rollout.episodes import Plan, kept_episodes, plan_id, run_episodes
+from metier.rollout.episodes import Plan, kept_episodes, run_episodes
 from metier.train.advantages import advantages, gae, kl_penalty, overlong_penalty, whitened
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.registry import get_objective
@@ -228,21 +228,9 @@ def _parts(examples: Sequence[Example], n: int) -> list[list[Example]]:
 
 def _plans(context: Context, settings: Rl, step: int, tasks: Sequence[Task], round_: int) -> list[Plan]:
     """A group of episodes for each task."""
-    plans = []
-    for n, task in enumerate(tasks):
-        place = round_ * settings.tasks + n
-        group = derive_id("group", context.run_id, settings.name, step, place)
-        for index in range(settings.group):
-            plans.append(
-                Plan(
-                    id=plan_id(context.run_id, settings.name, step, place, index),
-                    task=task,
-                    seed=context.seed(settings.name, step, place, index),
-                    index=index,
-                    group_id=group,
-                )
-            )
-    return plans
+    first = round_ * settings.tasks
+    groups = (group_of(context, settings.name, t, settings.group, step, n) for n, t in enumerate(tasks, first))
+    return list(itertools.chain.from_iterable(groups))
 
 
 def _draw(context: Context, settings: Rl, model: PreTrainedModel, step: int, plans: Sequence[Plan]) -> list[Episode]:

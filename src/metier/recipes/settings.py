@@ -370,7 +370,7 @@ class Crowd(Settings):
 class Judge(Learning):
     """Train a reward model on pairs with the verifiers' truth, audit it on others, and let it judge what a crowd did.
 
-    A judge that its audit finds unfit says nothing.
+    A judge that its audit does not find fit says nothing.
     """
 
     kind: Literal["judge"]
@@ -382,6 +382,7 @@ class Judge(Learning):
     lr: Rate = 3e-5
     epochs: Positive = 1
     batch: Positive = 8
+    schedule: Schedule = "cosine"
 
 
 class Dataset(Settings):
@@ -432,6 +433,19 @@ class Fit(Learning):
     max_length: Positive = 2048  # tokens of a row
     too_long: TooLong = "error"
 
+    @model_validator(mode="after")
+    def _of_rows(self) -> Fit:
+        if get_objective(self.objective, **self.options).rows == "episode":
+            raise ValueError(f"{self.objective!r} learns from episodes: name it as the method of an `rl` stage")
+        if self.objective == "distill":
+            raise ValueError("distill needs a teacher: `metier train distill`, or the method of an `rl` stage")
+        return self
+
+    @property
+    def scores(self) -> bool:
+        """Whether what it trains gives scores, and does not speak."""
+        return get_objective(self.objective, **self.options).output == "scores"
+
 
 class Measure(Settings):
     """How often a reward model prefers the better of two episodes, by the verifiers' truth, and how well it knows."""
@@ -479,7 +493,6 @@ class _Made:
         if isinstance(stage, Sft):
             self._need(stage, f"takes data from {stage.data!r}", stage.data, self.demonstrations, "demonstrates")
         if isinstance(stage, Fit):
-            get_objective(stage.objective, **stage.options)
             self._need(stage, f"takes data from {stage.data!r}", stage.data, self.datasets, "builds")
         if isinstance(stage, (Crowd, Measure)):
             self._need(stage, f"takes episodes from {stage.data!r}", stage.data, self.draws, "draws")
@@ -493,8 +506,7 @@ class _Made:
         """Note what a stage makes."""
         self.names.add(stage.name)
         if isinstance(stage, Fit):
-            scores = get_objective(stage.objective, **stage.options).output == "scores"
-            (self.scorers if scores else self.policies).add(stage.name)
+            (self.scorers if stage.scores else self.policies).add(stage.name)
         for kinds, held in (
             ((Sft, Rl), self.policies),
             ((Demonstrate,), self.demonstrations),

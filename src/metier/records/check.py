@@ -110,10 +110,15 @@ def _references(connection: Connection) -> Iterator[Problem]:
             f"{table.name} names a {column.name} that is not there",
         )
     links = s.dataset_records
-    for kind, table in (("feedback", s.feedback), ("episode", s.episodes), ("about", s.episodes), ("task", s.tasks)):
+    for kind, table, what in (
+        ("feedback", s.feedback, "feedback"),
+        ("episode", s.episodes, "episode"),
+        ("about", s.episodes, "feedback about an episode"),
+        ("task", s.tasks, "task"),
+    ):
         there = select(literal(1)).where(table.c.seq == links.c.record).exists()
         query = select(links.c.record).where(links.c.kind == kind, ~there)
-        yield from _found(connection, query, f"a dataset holds {kind} that is not there")
+        yield from _found(connection, query, f"a dataset holds {what} that is not there")
     yield from _about(connection)
 
 

@@ -438,7 +438,7 @@ def _about(connection: Connection, numbers: Sequence[int], named: Collection[str
     held = rows_among(connection, select(schema.feedback.c.body), schema.feedback.c.seq, numbers)
     bodies = json.loads(f"[{','.join(row.body for row in held)}]")  # one text is read in half the time of many
     ids = set(itertools.chain.from_iterable(body["about"] for body in bodies)).difference(named)
-    return sorted(numbers_of(connection, schema.episodes, sorted(ids)).values())
+    return sorted(numbers_of(connection, schema.episodes, ids).values())
 
 
 def _members(dataset: DatasetManifest) -> dict[str, tuple[str, ...]]:

@@ -219,10 +219,13 @@ def reach(connection: Connection, name: str, kind: str, start: Mapping[str, Sequ
     A task quotes the episode that it was drafted from, an episode its task, and feedback what it is about.
     """
     members = {each: list(start.get(each, ())) for each in ("task", "episode", "feedback")}
-    members["task"] += _drafted_from(connection, set(members["episode"]))
-    if members["task"]:
-        query = select(episodes.c.id).order_by(episodes.c.seq)
-        members["episode"] += [row.id for row in rows_among(connection, query, episodes.c.task_id, members["task"])]
+    query = select(episodes.c.id).order_by(episodes.c.seq)
+    new, members["task"] = members["task"] + _drafted_from(connection, set(members["episode"])), []
+    while new:  # a task's episodes may have been drafted from in turn
+        members["task"] += new
+        spoken = [row.id for row in rows_among(connection, query, episodes.c.task_id, new)]
+        members["episode"] += spoken
+        new = [one for one in _drafted_from(connection, set(spoken)) if one not in members["task"]]
     members["feedback"] += feedback_ids_about(connection, members["episode"])
     found: dict[int, str] = {}
     for table, each in ((tasks, "task"), (episodes, "episode"), (feedback, "feedback")):

@@ -285,9 +285,11 @@ def _finite(value: Any) -> bool:
 
 
 def _times(example: Example, factor: float) -> Example:
+    if factor == 1:
+        return example
     given = example.weight
     weight = tuple(factor * one for one in given) if isinstance(given, tuple) else factor * given
-    return example if factor == 1 else replace(example, weight=weight)
+    return replace(example, weight=weight)
 
 
 def _weight(holder: Mapping[str, Any], what: str) -> float:

@@ -32,12 +32,16 @@ def task_rows(ledger: LedgerView, view: TaskView) -> Made:
             behind[health.task_id] = health.feedback_ids
     for some in batches(ids):
         found = ledger.tasks(some)
+        drafted = {str(t.meta["episode"]) for t in found.values() if t.meta.get("drafted") and t.meta.get("episode")}
+        there = {one.id for one in ledger.episodes(ids=drafted) if one.messages} if drafted else set()
         for task_id, task in found.items():
             episode = str(task.meta.get("episode") or "") if task.meta.get("drafted") else ""
             if (view.families and task.family not in view.families) or (view.kinds and task.kind not in view.kinds):
                 continue
             if not task.messages:
                 made.left["the task was erased"] += 1
+            elif episode and episode not in there:
+                made.left["the episode that it was drafted from was erased"] += 1
             elif task_id in sick:
                 made.left[_WORDS[sick[task_id]]] += 1
             else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ParamSpec
 
 from metier.base.errors import DataError
@@ -127,24 +127,24 @@ def _checks(ledger: LedgerView, view: DemonstrationView) -> dict[str, float | No
 def pairs(ledger: LedgerView, view: PairView) -> Made:
     """Rows of a better and a worse answer."""
     made = Made()
-    votes: list[Vote] = []
+    told: list[tuple[str, str, bool, Feedback]] = []
     corrections: list[Feedback] = []
     at: dict[str, float] = {}
     for one in statements(ledger, view.where, [kind for kind in view.take if kind != "score"]):
         if not usable(one):
             made.left[why_unusable(one)] += 1
         elif one.kind != "correction":
-            votes += _compared(one, weight_of(one.source, view.pool.weights))
+            told += [(*sides, one) for sides in _compared(one)]
             at[one.id] = one.created_at
         elif one.source.kind == "judge":
             made.left["a correction by a judge, which nobody compared"] += 1
         else:
             corrections.append(one)
-    known = places(ledger, (episode for vote in votes for episode in vote.item.split(_SAID_APART)), view.where.splits)
-    inside = [_turned(vote, known) for vote in votes if all(one in known for one in vote.item.split(_SAID_APART))]
-    items = {vote.item for vote in votes}
-    made.left["of a split that is not declared"] += len(items) - len({vote.item for vote in inside})
-    verdicts, left = pool(inside, view.pool)
+    known = places(ledger, (episode for better, worse, *_ in told for episode in (better, worse)), view.where.splits)
+    votes = [_vote(*one, known, view) for one in told if one[0] in known and one[1] in known]
+    items = {frozenset((better, worse)) for better, worse, *_ in told}
+    made.left["of a split that is not declared"] += len(items) - len({vote.item for vote in votes})
+    verdicts, left = pool(votes, view.pool)
     made.left.update(left)
     decided = []
     for item, verdict in verdicts.items():
@@ -170,31 +170,25 @@ def pairs(ledger: LedgerView, view: PairView) -> Made:
     return made
 
 
-def _compared(one: Feedback, weight: float) -> Iterator[Vote]:
-    """Votes on two answers each; their places are in the order of their ids, so that all sources mean the same."""
+def _compared(one: Feedback) -> Iterator[tuple[str, str, bool]]:
+    """Each two answers that it speaks of: the better one, the worse one, and whether it calls them alike."""
     if one.kind == "ranking":
         order = [one.about[place] for place in one.value]
-        found = [(order[i], order[j], 1.0) for i in range(len(order)) for j in range(i + 1, len(order))]
+        found = [(order[i], order[j], False) for i in range(len(order)) for j in range(i + 1, len(order))]
     elif one.value == 0.5:
-        found = [(one.about[0], one.about[1], 0.5)] if len(one.about) == 2 else []
+        found = [(one.about[0], one.about[1], True)] if len(one.about) == 2 else []
     else:
         best = one.about[int(one.value)]
-        found = [(best, other, 1.0) for other in one.about if other != best]
-    who = source_key(one.source)
-    for better, worse, value in found:
-        if better == worse:
-            continue
-        label = "tie" if value == 0.5 else "first" if better < worse else "second"
-        yield Vote(_SAID_APART.join(sorted((better, worse))), who, label, weight, (one.id,))
+        found = [(best, other, False) for other in one.about if other != best]
+    return ((better, worse, alike) for better, worse, alike in found if better != worse)
 
 
-def _turned(vote: Vote, known: Mapping[str, Place]) -> Vote:
-    """The vote with its two answers in the order of the ledger: what is fitted to labels must not depend on ids."""
-    first, second = vote.item.split(_SAID_APART)
-    if known[first].seq < known[second].seq:
-        return vote
-    label = {"first": "second", "second": "first"}.get(vote.label, vote.label)
-    return replace(vote, item=_SAID_APART.join((second, first)), label=label)
+def _vote(better: str, worse: str, alike: bool, one: Feedback, known: Mapping[str, Place], view: PairView) -> Vote:
+    """Of two answers in the order of the ledger, so that all sources mean the same, and nothing depends on ids."""
+    first, second = sorted((better, worse), key=lambda episode: known[episode].seq)
+    label = "tie" if alike else "first" if better == first else "second"
+    item = _SAID_APART.join((first, second))
+    return Vote(item, source_key(one.source), label, weight_of(one.source, view.pool.weights), (one.id,))
 
 
 def _pair(sides: tuple[Episode, Episode], task: Task, verdict: Pooled, view: PairView, at: float) -> Row:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from metier.base.clock import monotonic
 from metier.base.errors import ConfigError
@@ -22,6 +22,9 @@ from metier.feedback.judges.judge import Item, Judgement, failed, texts_of
 from metier.feedback.judges.store import Store
 from metier.feedback.judges.voice import Answer, Boundary, weights_hash
 from metier.records.types import Cost, Message
+
+if TYPE_CHECKING:
+    from metier.models.hub import Device
 
 __all__ = ["RewardJudge", "is_scorer"]
 
@@ -51,21 +54,20 @@ class RewardJudge:
         *,
         scale: float = 1.0,
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        device: Device = "auto",
         max_characters: int = 40_000,
         store: Store | None = None,
         budget: Budget | None = None,
     ) -> None:
         """Raises `ModelError`."""
         import torch
-        from transformers import AutoConfig
 
-        from metier.models.hub import device_of, load_scorer, load_tokenizer, locate
+        from metier.models.hub import device_of, load_scorer, load_tokenizer
         from metier.models.renderer import get_renderer
 
         if scale <= 0:
             raise ConfigError(f"scale is above 0, not {scale}")
-        heads = AutoConfig.from_pretrained(locate(model)).num_labels
-        self._model = load_scorer(model, heads=heads, dtype=getattr(torch, dtype), device=device_of("auto"))
+        self._model = load_scorer(model, dtype=getattr(torch, dtype), device=device_of(device))
         self._renderer = get_renderer(load_tokenizer(model))
         self._room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
         self._scale, self._most, self._store, self._budget = scale, max_characters, store, budget or Budget()

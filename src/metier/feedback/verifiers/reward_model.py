@@ -73,4 +73,4 @@ def _loaded(name: str) -> tuple[Any, Any]:
     config = AutoConfig.from_pretrained(locate(name))
     if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ()):
         raise ModelError(f"{name!r} is no reward model: it has no score head; train one with `metier train reward`")
-    return load_scorer(name, heads=config.num_labels), get_renderer(tokenizer)
+    return load_scorer(name), get_renderer(tokenizer)
