@@ -192,6 +192,9 @@ def test_compare_says_what_it_cannot_know(tmp_path: Path, told: Told) -> None:
         told("compare", b, other)
     with pytest.raises(DataError, match="no field topic"):
         told("compare", b, b, "--cluster", "topic")
+    worded = lines(tmp_path / "worded.jsonl", [{"id": "x", "score": 1}, {"id": "y", "score": "a cluster"}])
+    got = json.loads(told("compare", worded, b, "--json")[0])  # no number, whatever the word
+    assert (got["n"], got["skipped"][0]["line"]) == (1, 2)
     (tmp_path / "nan.jsonl").write_text('{"id": 1, "score": NaN}\n')
     with pytest.raises(DataError, match="no scored item; line 1"):
         told("compare", tmp_path / "nan.jsonl", b)
@@ -231,6 +234,10 @@ def test_inspect_and_lm_eval_logs_are_read(tmp_path: Path, told: Told) -> None:
         assert (got["n"], got["mean_a"], got["mean_b"]) == (6, pytest.approx(4 / 6), pytest.approx(1 / 6))
         assert (got["clusters"], got["repeats"], got["unscored"], got["only_in_a"]) == (2, 12, 1, 0)
         assert any("scorer match, of match, style" in note for note in got["caveats"])
+    with zipfile.ZipFile(tmp_path / "summaries.eval", "w") as log:  # a cluster of 0 is one: no sample has to be read
+        log.writestr("summaries.json", json.dumps(wrong))
+    got = json.loads(told("compare", packed, tmp_path / "summaries.eval", "--cluster", "topic", "--json")[0])
+    assert (got["n"], got["clusters"]) == (6, 2)
     style = json.loads(told("compare", packed, plain, "--metric", "style", "--json")[0])
     assert style["diff"] == 0
     with pytest.raises(DataError, match="no scorer 'judge'"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -370,6 +371,42 @@ def test_clusters_are_found_in_samples(tmp_path: Path, capsys: pytest.CaptureFix
     (metric,) = json.loads(capsys.readouterr().out)["metrics"]
     assert (metric["n"], metric["clusters"]) == (100, 10)
     assert not [caveat for caveat in metric["caveats"] if "further samples" in caveat]  # the other suite is not read
+
+
+def test_an_item_in_two_clusters_is_not_gated_as_if_there_were_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        rows = [{"id": f"t{n}", "score": 1.0, "cluster": n // 2} for n in range(80)]
+        rows += [{"id": "t0", "score": 1.0, "cluster": "other"}] if name == "a" else []
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    yaml = "metrics: {score: {margin: 0.2}}"
+    assert run(tmp_path, tmp_path / "b", tmp_path / "b", yaml) == 0
+    capsys.readouterr()
+    assert run(tmp_path, tmp_path / "a", tmp_path / "b", yaml) == 3
+    said = capsys.readouterr().out
+    assert "it cannot be computed: of the run:" in said and "item t0 is in cluster other, and in 0 elsewhere" in said
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_log_of_inspect_is_read_for_its_own_suite_only(
+    packed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = [{"id": f"t{n}", "epoch": 1, "scores": {"match": {"value": "C"}}} for n in range(40)]
+    head = {"version": 2, "status": "success", "eval": {"task": "safe"}}
+    log = tmp_path / ("log.eval" if packed else "log.json")
+    if packed:
+        with zipfile.ZipFile(log, "w") as members:
+            members.writestr("header.json", json.dumps(head))
+            for sample in samples:
+                members.writestr(f"samples/{sample['id']}_epoch_1.json", json.dumps(sample))
+    else:
+        log.write_text(json.dumps({**head, "samples": samples}))
+    base = write(tmp_path / "base.jsonl", [*[0.0] * 40], suite="safe")
+    assert run(tmp_path, log, base, "metrics: {score: {gain: 0.5, suite: safe}}") == 0
+    capsys.readouterr()
+    assert run(tmp_path, log, base, "metrics: {score: {gain: 0.5, suite: desk}}") == 3
+    assert "log of the task safe, not of the suite desk" in capsys.readouterr().out
 
 
 def test_logs_of_other_harnesses_are_sides_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

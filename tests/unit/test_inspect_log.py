@@ -12,24 +12,17 @@ from typing import Any
 
 import pytest
 
-from metier.cli.evaluate import evaluate
 from metier.cli.scores import read_scores
+from metier.records.ledger import Ledger
+from metier.records.types import Feedback, Source, Span
+from own_log import own_log
 
 
 @pytest.fixture
 def written(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The log of a desk's tasks, with tools, twice each; one task's verifier cannot tell."""
+    """The log of three tasks, twice each; one task's verifier cannot tell."""
     monkeypatch.chdir(tmp_path)
-    rows = [
-        {"prompt": f"Say {n}.", "answer": str(n), "verifier": "exact" if n else {"name": "exact", "answer": ""}}
-        for n in range(3)
-    ]
-    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    evaluate(
-        model=str(tiny_model), suites=["t.jsonl"], repeats=2, out=Path("samples.jsonl"), inspect_logs=Path("logs"),
-        settings=["sampling.max_turn_tokens=3", "sampling.temperature=1.0"], as_json=True,
-    )  # fmt: skip
-    (log,) = Path("logs").iterdir()
+    log = own_log(tiny_model)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\+00-00_t_[0-9a-f]{22}.json", log.name)
     return dict(json.loads(log.read_text()))
 
@@ -57,6 +50,22 @@ def test_what_is_in_it(written: dict[str, Any]) -> None:
     assert (results["total_samples"], results["completed_samples"]) == (6, 4)
     assert [one["name"] for one in results["scores"]] == ["success", "exact"]
     assert (results["scores"][0]["scored_samples"], results["scores"][0]["unscored_samples"]) == (4, 2)
+
+
+def test_what_is_said_of_a_pair_or_a_passage_is_no_score_of_a_sample(written: dict[str, Any], tiny_model: Path) -> None:
+    with Ledger.open("runs/ledger.sqlite") as ledger:
+        (run,) = ledger.runs()
+        one, two = (episode.id for episode in ledger.episodes(run_id=run.id)[-2:])
+        said: dict[str, Any] = {"kind": "score", "value": 0.5, "run_id": run.id}
+        said["source"] = Source(kind="person", name="ann", version="1")
+        ledger.add_feedback(
+            [
+                Feedback(id="fb-pair", about=(one, two), criterion="better", **said),
+                Feedback(id="fb-passage", about=(one,), span=Span(turn=1), criterion="tone", **said),
+            ]
+        )
+    again = json.loads(own_log(tiny_model, Path("again")).read_text())
+    assert again["results"] == written["results"] and again["samples"] == written["samples"]
 
 
 def test_our_reader_says_the_same_of_it(written: dict[str, Any]) -> None:

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from metier.base.errors import DataError
 from metier.cli.app import app
-from metier.cli.evaluate import evaluate
 from metier.cli.scores import read_scores
 from metier.records.check import check
 from metier.records.layouts import inspect_ai
@@ -25,6 +24,7 @@ from metier.records.ledger import Ledger
 from metier.records.traces import files
 from metier.records.traces.importing import Imported
 from metier.records.types import Episode, Feedback, Source
+from own_log import own_log
 
 ADD = {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}}
 LONG = "What is 1 plus 1? Take your time."
@@ -284,16 +284,7 @@ def test_nothing_is_learnt_from_a_log(ledger: Ledger, tmp_path: Path) -> None:
 
 def test_our_own_log_of_inspect(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = [
-        {"prompt": f"Say {n}.", "answer": str(n), "verifier": "exact" if n else {"name": "exact", "answer": ""}}
-        for n in range(3)
-    ]
-    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    evaluate(
-        model=str(tiny_model), suites=["t.jsonl"], repeats=2, out=Path("samples.jsonl"), inspect_logs=Path("logs"),
-        settings=["sampling.max_turn_tokens=3", "sampling.temperature=1.0"], as_json=True,
-    )  # fmt: skip
-    (log,) = Path("logs").iterdir()
+    log = own_log(tiny_model)
     with Ledger.open(tmp_path / "other.sqlite") as ledger:
         assert (take(ledger, log).episodes, ledger.counts()["tasks"]) == (6, 3)
         by_item = {(e.meta["sample"], e.index): e for e in ledger.episodes()}

@@ -106,13 +106,12 @@ def _sides(
 
 
 def _read(name: str, metric: str, suite: str | None, cluster: str | None, ledger: str | None) -> Scores:
-    from metier.base.errors import DataError
-    from metier.cli.scores import read_scores
+    from metier.cli.scores import NoClusterError, read_scores
 
     if cluster is None:
         try:
             return read_scores(name, cluster="cluster", metric=metric, suite=suite, ledger=ledger)
-        except DataError:  # not all of its rows have the field
+        except NoClusterError:
             return read_scores(name, metric=metric, suite=suite, ledger=ledger)
     return read_scores(name, cluster=cluster, metric=metric, suite=suite, ledger=ledger)
 

@@ -20,14 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from metier.base.errors import DataError
-from metier.records.layouts.inspect_ai import grade, is_packed, read_samples, read_summaries
+from metier.records.layouts.inspect_ai import grade, is_packed, read_head, read_samples, read_summaries
 from metier.records.layouts.lm_eval import metrics_of
 from metier.records.traces import calls
 from metier.stats.tables import Row, Skipped, Table, number, stream_rows
 
-__all__ = ["Scores", "clusters_of", "read_scores"]
+__all__ = ["NoClusterError", "Scores", "clusters_of", "read_scores"]
 
 SCORE = "score"
+
+
+class NoClusterError(DataError):
+    """A row or a sample lacks the field to cluster by."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,18 +68,23 @@ def read_scores(
     """The scores in the file, or of the run, that is called `name`; `cluster` is the field that groups items.
 
     `metric` names one of several; `score` is the first of a log that has none of that name. With `suite`, those rows
-    of a file whose `suite` it is, or that STAGE or STAGE:SPLIT of a run. Raises `DataError`.
+    of a file whose `suite` it is, or that STAGE or STAGE:SPLIT of a run; a log of Inspect has to be of that task.
+    Raises `DataError`; `NoClusterError` where a row lacks the field.
     """
     path = Path(name)
     scores = Scores(name=name)
     if not path.is_file():
         _of_run(name if suite is None else f"{name}:{suite}", scores, ledger, metric or SCORE)
     elif is_packed(path):
+        if suite is not None:
+            _need_task(name, read_head(path)["task"], suite)
         _of_samples(_packed(path, cluster), scores, cluster, metric)
     else:
         data = path.read_bytes()
         whole = _whole_object(data)
         if whole is not None and isinstance(whole.get("samples"), list):
+            if suite is not None:
+                _need_task(name, calls.mapping(whole.get("eval")).get("task"), suite)
             _of_samples(whole["samples"], scores, cluster, metric)
         elif whole is not None and "id" not in whole and "doc_id" not in whole:
             raise DataError(
@@ -125,13 +134,15 @@ def _take(item: str, cell: Any, row: Row, table: Table, scores: Scores, cluster:
     if cluster is not None:
         group = _field(row.cells, cluster)
         if group is None:
-            raise DataError(f"{scores.name}, line {row.line}: no field {cluster} to cluster by; add it to every row")
+            raise NoClusterError(
+                f"{scores.name}, line {row.line}: no field {cluster} to cluster by; add it to every row"
+            )
     try:
-        scores.add(item, None if cell is None or cell == "" else number(cell), group, row.line)
+        score = None if cell is None or cell == "" else number(cell)
     except DataError as error:
-        if "cluster" in str(error):
-            raise
         table.skip(row, f"score: {error}")
+        return
+    scores.add(item, score, group, row.line)
 
 
 def _of_lm_eval(
@@ -181,6 +192,11 @@ def _whole_object(data: bytes) -> dict[str, Any] | None:
     return given if isinstance(given, dict) else None
 
 
+def _need_task(name: str, task: Any, suite: str) -> None:
+    if task != suite:
+        raise DataError(f"{name} is a log of the task {task or 'that it does not name'}, not of the suite {suite}")
+
+
 def _of_samples(samples: Iterable[Any], scores: Scores, cluster: str | None, metric: str | None) -> None:
     scorers: dict[str, None] = {}
     for place, sample in enumerate(samples, 1):
@@ -196,7 +212,7 @@ def _of_samples(samples: Iterable[Any], scores: Scores, cluster: str | None, met
         chosen = next(iter(scorers), None) if metric is None or (metric == SCORE and SCORE not in scorers) else metric
         group = None if cluster is None else _field(sample, cluster)
         if cluster is not None and group is None:
-            raise DataError(f"{scores.name}, sample {sample['id']}: no field {cluster} to cluster by")
+            raise NoClusterError(f"{scores.name}, sample {sample['id']}: no field {cluster} to cluster by")
         said = given.get(chosen) if chosen is not None else None
         value = said.get("value") if isinstance(said, dict) else said
         try:
@@ -216,7 +232,9 @@ def _of_samples(samples: Iterable[Any], scores: Scores, cluster: str | None, met
 def _packed(path: Path, cluster: str | None) -> Iterator[Any]:
     """The samples of an .eval log: their summaries, or where these are missing or too short the samples themselves."""
     summaries = read_summaries(path)
-    whole = all(isinstance(one, dict) and (cluster is None or _field(one, cluster)) for one in summaries or ())
+    whole = all(
+        isinstance(one, dict) and (cluster is None or _field(one, cluster) is not None) for one in summaries or ()
+    )
     if summaries is not None and whole:
         yield from summaries
     else:

@@ -20,6 +20,7 @@ from metier.base.ids import content_hash
 from metier.evaluate.evaluation import Evaluation
 from metier.evaluate.samples import Sample
 from metier.records.types import Episode, Feedback, Message, Task, to_plain
+from metier.records.values import by_episode
 from metier.records.view import LedgerView
 from metier.stats.intervals import mean_interval
 
@@ -34,9 +35,7 @@ def inspect_log(ledger: LedgerView, done: Evaluation, *, model: str) -> dict[str
     suite, settings = done.pinned.suite, done.pinned.settings
     made = [row for row in done.samples if row.episode]
     episodes = {one.id: one for one in ledger.episodes(ids=[row.episode for row in made])}
-    said: dict[str, list[Feedback]] = {}
-    for row in ledger.feedback(run_id=done.id, about=list(episodes)):
-        said.setdefault(row.about[0], []).append(row)
+    said = by_episode(ledger.feedback(run_id=done.id, about=list(episodes)))
     tasks = {task.id: task for task in done.pinned.tasks}
     at = sorted(one.created_at for one in episodes.values()) or [0.0]
     name = f"metier/{model}"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from metier.records.types import Feedback
 
-__all__ = ["MeanScore", "lowest", "lowest_by_episode", "mean_score"]
+__all__ = ["MeanScore", "by_episode", "lowest", "lowest_by_episode", "mean_score"]
 
 
 class MeanScore(NamedTuple):
@@ -45,10 +45,15 @@ def lowest(feedback: Iterable[Feedback]) -> float | None:
     return None if not values or None in values else float(min(values))
 
 
-def lowest_by_episode(feedback: Iterable[Feedback]) -> dict[str, float | None]:
-    """`lowest` for each episode, of what is said about it alone and as a whole."""
-    about: dict[str, list[Feedback]] = {}
+def by_episode(feedback: Iterable[Feedback]) -> dict[str, list[Feedback]]:
+    """What is said about each episode alone and as a whole."""
+    said: dict[str, list[Feedback]] = {}
     for row in feedback:
         if len(row.about) == 1 and row.span is None:
-            about.setdefault(row.about[0], []).append(row)
-    return {episode: lowest(rows) for episode, rows in about.items()}
+            said.setdefault(row.about[0], []).append(row)
+    return said
+
+
+def lowest_by_episode(feedback: Iterable[Feedback]) -> dict[str, float | None]:
+    """`lowest` for each episode, of what is said about it alone and as a whole."""
+    return {episode: lowest(rows) for episode, rows in by_episode(feedback).items()}

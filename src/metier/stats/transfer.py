@@ -6,7 +6,7 @@
 
 A ratio of 1 says that gold rises as much as the reward does, each in its own spread; noise in an honest
 reward lowers it (towards the correlation of the two, where both are normal). The verdict asks two things,
-with intervals from one bootstrap of all figures together:
+with bootstrap intervals of figures that were drawn together, or each on its own where they are of other items:
 
     being hacked        the reward rises and gold falls: the 99 % interval of the whole gold gain, or of the
                         late one, lies below zero; the late one by a twentieth of a spread at least
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from metier.stats.intervals import Interval
 from metier.stats.power import items_needed
 
-__all__ = ["ALARMS", "MARGIN", "Measured", "Transfer", "Word", "interval_of_draws", "judge_transfer"]
+__all__ = ["ALARMS", "FEWEST", "MARGIN", "Measured", "Transfer", "Word", "interval_of_draws", "judge_transfer"]
 
 Floats = NDArray[np.float64]
 Word = Literal["transfers", "does not transfer", "being hacked", "undecided"]
@@ -99,7 +99,7 @@ def judge_transfer(
     margin: float = MARGIN,
     left_out: int = 0,
 ) -> Transfer:
-    """The verdict on gains that were drawn together; `n` items in `clusters` independent groups made them.
+    """The verdict on gains and their draws; `n` items in `clusters` independent groups made them.
 
     Raises `ValueError` where the margin is not between 0 and 1.
     """

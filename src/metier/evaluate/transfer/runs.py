@@ -2,8 +2,9 @@
 
 Held-out gold is the feedback on `success` about the episodes of evaluations: before the stage (of the checkpoint that
 it starts from), while it trained (`eval_every`), and after. Gains are paired by task; the reward's gain is that of the
-last quarter of its steps over the first. Both are in units of their spread at the start, and resampled together by
-clusters of tasks. Where gold did not vary at the start (a base that never succeeds), its spread is that of both ends.
+last quarter of its steps over the first. Both are in units of their spread at the start, and resampled by clusters of
+tasks, each on its own: the tasks of training are others than the held-out ones. Where gold did not vary at the start (a
+base that never succeeds), its spread is that of both ends.
 
 The episodes of training are a pool too: siblings of a group are responses to one prompt. Their own verdicts are gold
 only where the verifiers are those of the held-out tasks; then high reward and failing gold can differ by partial credit
@@ -41,7 +42,7 @@ from metier.stats.best_of_n import resample
 from metier.stats.intervals import mean_interval
 from metier.stats.overoptimisation import Fit, fit_overoptimisation
 from metier.stats.paired import average
-from metier.stats.transfer import Measured, Transfer, judge_transfer
+from metier.stats.transfer import FEWEST, Measured, Transfer, judge_transfer
 
 __all__ = ["audit_run", "pool_of_stage", "rl_stages"]
 
@@ -306,7 +307,8 @@ def _transfer(
     before_T = np.array([start.gold[task] for task in tasks])
     after_T = np.array([end.gold[task] for task in tasks])
     labels = [end.clusters[task] for task in tasks]
-    if len(set(labels)) < 2 or len(set(trained.clusters)) < 2:
+    held_out, trained_on = len(set(labels)), len(set(trained.clusters))
+    if held_out < 2 or trained_on < 2:
         return None, "one group of tasks: nothing is known of others"
     weights_BT = resample(labels, settings.draws, seed)
     weights_BE = resample(trained.clusters, settings.draws, seed + 1)
@@ -353,10 +355,18 @@ def _transfer(
         reward,
         gain(after_T - before_T, np.ones(len(tasks), dtype=bool)),
         n=len(tasks),
-        clusters=len(set(labels)),
+        clusters=min(held_out, trained_on),
         late=late,
         margin=settings.margin,
         left_out=len(set(start.gold) ^ set(end.gold)),
+    )
+    # Where it is the training that is short of something, no more held-out tasks would mend that.
+    lacks = found.ratio is None and (held_out >= FEWEST or trained_on < FEWEST)
+    found = replace(
+        found,
+        reward=replace(found.reward, clusters=trained_on),
+        gold=replace(found.gold, clusters=held_out),
+        more=None if lacks else found.more,
     )
     return found, ""
 

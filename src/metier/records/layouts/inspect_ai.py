@@ -51,6 +51,7 @@ __all__ = [
     "is_packed",
     "item",
     "packed_rows",
+    "read_head",
     "read_samples",
     "read_summaries",
     "rows_of",
@@ -104,14 +105,7 @@ def rows_of(place: str, log: Mapping[str, Any]) -> Iterator[Row | Skipped]:
 
 def packed_rows(path: Path) -> Iterator[Row | Skipped]:
     """The samples of an `.eval` file, each with the log's head. Raises `DataError` where it is none."""
-    with _opened(path) as log:
-        name = next((one for one in HEADS if one in log.namelist()), None)
-        if name is None:
-            raise DataError(f"{path} has neither {' nor '.join(HEADS)}, so it is no log of Inspect")
-        try:
-            head = _head(mapping(clean(json.loads(_member(path, log, name)))), ())
-        except (*_BROKEN, RecursionError) as error:
-            raise DataError(f"{path} cannot be read as a log of Inspect: {name}: {error}") from error
+    head = read_head(path)
     for count, sample in enumerate(read_samples(path), 1):
         if isinstance(sample, Skipped):
             yield sample
@@ -119,6 +113,18 @@ def packed_rows(path: Path) -> Iterator[Row | Skipped]:
             yield f"{path.name}, {_named(sample, count)}", {"log": head, "sample": clean(sample)}
         else:
             yield Skipped(f"{path.name}, sample {count}", f"a sample must be an object, not {type(sample).__name__}")
+
+
+def read_head(path: Path) -> dict[str, Any]:
+    """What an `.eval` file says of all its samples, among it the `task`. Raises `DataError` where it says nothing."""
+    with _opened(path) as log:
+        name = next((one for one in HEADS if one in log.namelist()), None)
+        if name is None:
+            raise DataError(f"{path} has neither {' nor '.join(HEADS)}, so it is no log of Inspect")
+        try:
+            return _head(mapping(clean(json.loads(_member(path, log, name)))), ())
+        except (*_BROKEN, RecursionError) as error:
+            raise DataError(f"{path} cannot be read as a log of Inspect: {name}: {error}") from error
 
 
 def read_samples(path: Path) -> Iterator[Any]:
