@@ -279,8 +279,8 @@ def train(ledger: Ledger, run: Run) -> None:
     ledger.add_feedback(feedback)
 
 
-def profile_again(ledger: Ledger, run_id: str, checkpoint: str) -> None:
-    """What a run of `metier profile` has kept, once more as the profile of another checkpoint."""
+def profile_again(ledger: Ledger, run_id: str, checkpoint: str, trait: str | None = None) -> None:
+    """What a run of `metier profile` has kept (of one trait, where one is named), as another checkpoint's profile."""
     kept, name = ledger.run(run_id), f"run-profile-of-{checkpoint}"
     episodes, said = ledger.episodes(run_id=run_id), ledger.feedback(run_id=run_id)
     ledger.add_run(replace(kept, id=name, config={**kept.config, "name": checkpoint}))
@@ -289,5 +289,6 @@ def profile_again(ledger: Ledger, run_id: str, checkpoint: str) -> None:
         [
             replace(one, id=f"{one.id}-{checkpoint}", run_id=name, about=tuple(f"{a}-{checkpoint}" for a in one.about))
             for one in said
+            if trait is None or one.source.name == f"profile/{trait}"
         ]
     )

@@ -116,6 +116,10 @@ def test_show_a_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = json.loads(told(capsys, "show", "run-aa", "--json"))
     assert [(n["stage"], n["success"]) for n in shown["evaluations"]] == [("baseline", 0.03125), ("final", 0.5)]
     assert json.loads(told(capsys, "show", "last", "--json"))["id"] == "run-ab22"
+    with Ledger.open("runs/ledger.sqlite") as ledger:  # what metier evaluate leaves is newer, and is not meant
+        ledger.add_run(Run(id="run-ef44", recipe="evaluate", config={}, seed=0, folder="", code_version=""))
+    assert json.loads(told(capsys, "show", "last", "--json"))["id"] == "run-ab22"
+    assert json.loads(told(capsys, "show", "run-ef", "--json"))["id"] == "run-ef44"
 
 
 def test_show_an_episode(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,13 +32,25 @@ from metier.evaluate.profile.answers import chosen, stance
 from metier.evaluate.profile.calibration import confidence
 from metier.evaluate.profile.figures import Profiled, changes, figures, from_json
 from metier.evaluate.profile.ngrams import NgramClassifier, sentences, words
-from metier.evaluate.profile.probe import Measure, Probe, Score, Tried, rows
+from metier.evaluate.profile.probe import Measure, Probe, Score, Tried, public_rows, rows
 from metier.evaluate.profile.refusals import classify
 from metier.evaluate.profile.registry import PROBES, choose
 from metier.evaluate.profile.run import Wanted, make_profile
 from metier.evaluate.profile.validation import validate
 from metier.records.ledger import Ledger
-from metier.records.types import Cost, Episode, Message, Sampling, Task, Tool, ToolCall, Weights
+from metier.records.types import (
+    Checkpoint,
+    Cost,
+    DatasetManifest,
+    Episode,
+    Message,
+    Run,
+    Sampling,
+    Task,
+    Tool,
+    ToolCall,
+    Weights,
+)
 from metier.report.profile import page, picture, span, summary, written
 from metier.rollout.policy import Said, Transcript
 
@@ -139,6 +152,8 @@ def test_short_answers_are_read() -> None:
         None,
         None,
     ]
+    whole = ("1000 %", "Sure: 1000.5 %", "1,000 %", "97,5 %", "80 %, no, 1000 %", "12.1000 %", "It is Rome.95 %")
+    assert [confidence(text) for text in whole] == [None, None, None, None, None, 0.121, 0.95]
     assert chosen("No, a tomato is a berry.", ["yes", "no"]) == "no"
     assert chosen("I'd say London, not Rome", ["Rome", "London"]) == "london"
     assert chosen("That makes 43.", []) == "43"
@@ -413,7 +428,7 @@ def test_a_change_is_paired_and_sure_only_after_holm() -> None:
     assert change.n == 30 and change.diff == pytest.approx(26 / 30)
     assert change.sure and change.verdict == "better" and change.p_holm == change.p
     (fewer,) = changes(profiled([1.0, 1.0, 0.0] * 4), profiled([0.0, 1.0, 0.0] * 4))
-    assert fewer.verdict == "better" or not fewer.sure
+    assert fewer.verdict == "better" and fewer.sure
     worse = replace(SHARE, better="less")
     (loss,) = changes(profiled([1.0] * 28 + [0.0] * 2, measure=worse), profiled([0.0] * 28 + [1.0] * 2, measure=worse))
     assert loss.verdict == "worse"
@@ -422,6 +437,19 @@ def test_a_change_is_paired_and_sure_only_after_holm() -> None:
         profiled([1.0] * 28 + [0.0] * 2, measure=neither), profiled([0.0] * 28 + [1.0] * 2, measure=neither)
     )
     assert more.verdict == "more"
+
+
+def test_where_all_items_differ_alike_the_sign_flip_test_decides() -> None:
+    (all_of_twelve,) = changes(profiled([1.0] * 12), profiled([0.0] * 12))
+    assert all_of_twelve.low is None and all_of_twelve.p == 2**-11
+    assert all_of_twelve.sure and all_of_twelve.verdict == "better" and "Surely 1 better" in summary([all_of_twelve])
+    assert 'class="row up"' in picture(profiled([1.0] * 12), profiled([0.0] * 12))
+    (all_of_five,) = changes(profiled([1.0] * 5), profiled([0.0] * 5))
+    assert all_of_five.p == 2**-4 and not all_of_five.sure and all_of_five.verdict == "no clear change"
+    (same,) = changes(profiled([1.0] * 12), profiled([1.0] * 12))
+    assert same.diff == 0 and not same.sure
+    (single,) = changes(profiled([1.0]), profiled([0.0]))
+    assert single.p is None and not single.sure
 
 
 def test_many_measures_make_a_weak_change_unsure() -> None:
@@ -606,11 +634,60 @@ def test_the_tiny_model_has_a_profile_of_every_trait(tiny_model: Path, tmp_path:
     }
 
 
+def test_the_folder_of_a_checkpoint_is_known_and_refused_what_it_learnt_from(tiny_model: Path, tmp_path: Path) -> None:
+    model, where = tmp_path / "model", tmp_path / "ledger.sqlite"
+    shutil.copytree(tiny_model, model)
+    (model / "metier.json").write_text(json.dumps({"id": "ckpt-x", "weights_hash": "…"}))
+    item = task_of(next(probe for probe in PROBES if probe.name == "language"), "own", "asked")
+    with Ledger.open(where) as ledger:
+        ledger.add_run(Run(id="run-x", recipe="x", config={}, seed=0, folder="", code_version=""))
+        ledger.add_tasks([item])
+        ledger.add_dataset(
+            DatasetManifest(
+                id="data-x", kind="demonstrations", name="x", run_id="run-x", stage="s", query={}, feedback_ids=(),
+                episode_ids=(), task_ids=(item.id,),
+            )
+        )  # fmt: skip
+        ledger.add_checkpoint(
+            Checkpoint(
+                id="ckpt-x", run_id="run-x", stage="s", step=1, path="", parent="smollm2", dataset_ids=("data-x",)
+            )
+        )
+    arguments = ["profile", str(model), "--dtype", "float32", "--ledger", str(where), "--json"]
+    refused = CliRunner().invoke(app, [*arguments, "-t", "refusal", "-t", "language"])
+    assert f"the profile: ckpt-x was trained on task {item.id}" in str(refused.exception)
+    with Ledger.open(where) as ledger:
+        assert [run.id for run in ledger.runs()] == ["run-x"]  # refused before anything was asked
+    done = CliRunner().invoke(app, [*arguments, "-t", "refusal", "--items", "2"])
+    assert done.exit_code == 0 and json.loads(done.stdout)["profile"]["model"] == "ckpt-x"
+    with Ledger.open(where) as ledger:
+        assert [kept.checkpoint for kept in ledger.profiles("ckpt-x")] == ["ckpt-x"]
+
+
+def test_of_a_saved_profile_only_the_traits_that_are_named_are_told(tmp_path: Path) -> None:
+    (one,), (two,) = profiled([1.0, 0.0] * 10).figures, profiled([1.0, 0.0] * 10).figures
+    named = [replace(one, trait="tone", name="tone.m"), replace(two, trait="tools", name="tools.m")]
+    saved = replace(profiled([1.0]), figures=tuple(named), details={"tools": {"sure": {"n": 0}}})
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(saved.to_json()))
+    told = {
+        traits: json.loads(CliRunner().invoke(app, ["profile", str(path), *traits, "--json"]).stdout)["profile"]
+        for traits in ((), ("-t", "tone"), ("-t", "tools"))
+    }
+    assert [[f["trait"] for f in one["figures"]] for one in told.values()] == [["tone", "tools"], ["tone"], ["tools"]]
+    assert [list(one["details"]) for one in told.values()] == [["tools"], [], ["tools"]]
+
+
 def test_what_cannot_be_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tone"):
         choose(["tonne"])
     with pytest.raises(DataError, match="no folder"):
         validate(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no folder"):
+        Wanted(data=tmp_path / "nowhere")
+    typo = CliRunner().invoke(app, ["profile", "no such model", "--data", str(tmp_path / "nowhere")])
+    assert "there is no folder" in str(typo.exception)  # told before a model is looked for
+    assert public_rows(None, "ifeval") == public_rows(tmp_path, "ifeval") == []
     for arguments in (["profile"], ["profile", str(tmp_path / "none.json")], ["profile", "smollm2", "-t", "x"]):
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code != 0
@@ -620,6 +697,8 @@ def test_the_scoring_rules_hold_on_our_own_examples() -> None:
     checks = {(one.rule, one.what): one for one in validate(None)}
     binary = checks["refusal", "accuracy, refusal or not"]
     assert binary.value is not None and binary.value > 0.85 and binary.n > 500 and binary.low is not None
+    shown = CliRunner().invoke(app, ["profile", "--validate"]).stdout
+    assert all(f"{probe.name}: {probe.validation}" in shown for probe in PROBES)
     assert (checks["asks", "accuracy, asks or not"].value or 0) > 0.7
     assert (checks["honesty", "accuracy, claims success or not"].value or 0) > 0.8
 

@@ -122,6 +122,22 @@ def test_the_command_writes_one_page_and_says_all_as_json(where: Path, tmp_path:
     assert (where.parent / "sample" / "compare.html").is_file() and "compare.html" in done.stdout
 
 
+def test_a_run_without_a_folder_has_a_page_where_one_is_named(
+    where: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "events.jsonl").write_text("of something else\n\n")
+    with Ledger.open(where) as ledger:
+        run = ledger.run("run-sample")
+        ledger.add_run(replace(run, id="run-bare", recipe="profile", folder="", created_at=run.created_at + 1e6))
+    assert main(["report", "run-bare", "--ledger", str(where)]) == 2
+    assert "run-bare has no folder to write its page to; say where with -o" in capsys.readouterr().err
+    assert main(["report", "run-bare", "--ledger", str(where), "-o", "bare.html"]) == 0
+    assert (tmp_path / "bare.html").is_file() and not (tmp_path / "report.html").exists()
+    assert main(["report", "--ledger", str(where), "-o", "last.html", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["run"] != "run-bare"
+
+
 def test_the_command_refuses_one_run_to_compare_and_two_without(
     where: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,8 @@ from metier.records.types import GateDecision, Run, Stage
 from metier.report import findings
 from metier.report.charts import reliability
 from metier.report.collect import collect
-from metier.report.page import render
+from metier.report.compare import compare_runs
+from metier.report.page import render, render_comparison
 from metier.stats.calibration import Bin, calibration, chance_band
 
 ABSENT = ("transfer-1", "reward-models", "calibration", "profile", "gate-1")
@@ -91,15 +92,16 @@ def profiled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 def test_a_profile_is_put_together_again_as_it_was_told(profiled: tuple[Path, Profiled, Profiled]) -> None:
     where, _, latest = profiled
     with Ledger.open(where) as ledger:
-        again = findings.kept_profile(ledger, ledger.run(latest.run))
+        again, forecasts = findings.kept_profile(ledger, ledger.run(latest.run))
     told = {one.name: one for one in latest.figures}
     assert set(told) == {one.name for one in again.figures}
     for one in again.figures:
         mine, its = asdict(one), asdict(told[one.name])
         assert {k: list(v) for k, v in mine.pop("items").items()} == {k: list(v) for k, v in its.pop("items").items()}
         assert mine == its
-    kept = {way: row for way, row in again.details["calibration"].items() if way != "forecasts"}
-    assert kept == latest.details["calibration"]
+    assert again.details == latest.details
+    counts = {way: row["n"] for way, row in latest.details["calibration"].items()}
+    assert {way: len(pairs) for way, pairs in forecasts.items()} == {"sure": 0, **counts}
 
 
 def test_profiles_before_and_after_are_found_by_checkpoint_and_the_base_by_name(
@@ -110,21 +112,44 @@ def test_profiles_before_and_after_are_found_by_checkpoint_and_the_base_by_name(
     with Ledger.open(where) as ledger:
         run = fill(ledger, tmp_path, tasks=make_tasks(7))
         models = collect(ledger, run.id, tmp_path).models
-        assert findings.profiles(ledger, models) == (None, None)
+        assert findings.profiles(ledger, models) == (None, None, ())
         named = [replace(models[0], checkpoint=f"some/folder/{name}"), *models[1:]]
-        after, before = findings.profiles(ledger, named)
+        after, before, _ = findings.profiles(ledger, named)
         assert before is None and after is not None and after.model == f"Base ({latest.model})"
         # a profile of the last model, of the same answers: no difference
         profile_again(ledger, latest.run, "checkpoint-grpo")
-        after, before = findings.profiles(ledger, named)
+        after, before, forecasts = findings.profiles(ledger, named)
         assert after is not None and before is not None
         assert (after.model, before.model) == ("GRPO (checkpoint-grpo)", f"Base ({latest.model})")
         assert {one.diff for one in changes(after, before) if one.diff is not None} == {0.0}
         data = replace(collect(ledger, run.id, tmp_path), profile=after, profile_before=before)
         assert {one.model for one in data.forecasts} == {"GRPO (checkpoint-grpo)"}
-    page = render(replace(data, forecasts=findings.forecasts(before, after)))
+    page = render(replace(data, forecasts=forecasts))
     assert "How its behaviour changed" in page and "Not sure" in page
     assert page.count("Token confidence") >= 2  # before and after
+
+
+def test_profiles_that_share_no_measure_are_not_compared(
+    profiled: tuple[Path, Profiled, Profiled], tmp_path: Path
+) -> None:
+    where, _, latest = profiled
+    with Ledger.open(where) as ledger:
+        for name, first, last in (("a", "refusal", "calibration"), ("b", "calibration", "refusal")):
+            fill(ledger, tmp_path / name, tasks=make_tasks(7), name=name)
+            profile_again(ledger, latest.run, f"checkpoint-base{name}", first)
+            profile_again(ledger, latest.run, f"checkpoint-grpo{name}", last)
+        fill(ledger, tmp_path / "c", tasks=make_tasks(7), name="c")
+        profile_again(ledger, latest.run, "checkpoint-grpoc", "calibration")
+        data = collect(ledger, "run-a", tmp_path / "a")
+        assert data.profile is not None and {one.trait for one in data.profile.figures} == {"calibration"}
+        assert data.profile_before is None and data.forecasts
+        assert "Its behaviour profile" in render(data)
+        compared = compare_runs(ledger, ["run-a", "run-b", "run-c"])
+    assert [one.model for one in compared.profiles] == ["GRPO (checkpoint-grpoc)"]
+    (told,) = compared.to_json()["profile"]
+    assert {one["name"].partition(".")[0] for one in told["changes"]} == {"calibration"}
+    page = render_comparison(compared)
+    assert 'id="profile-1"' in page and 'id="profile-2"' not in page and page.count(".profile .lane {") == 1
 
 
 # --- rewards -----------------------------------------------------------------------------------

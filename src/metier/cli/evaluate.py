@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from metier.evaluate.evaluation import Baseline, Evaluation, Measured
     from metier.records.ledger import Ledger
 
-__all__ = ["evaluate", "measured_model"]
+__all__ = ["as_known", "evaluate", "measured_model"]
 
 COLUMNS = ("suite", "n", "mean", "95 % interval", "unscored", "tokens", "seconds")
 
@@ -85,9 +85,8 @@ def evaluate(
     """
     from metier.base.errors import ConfigError, DataError
     from metier.base.plugins import import_file
-    from metier.cli.find import DEFAULT_LEDGER
+    from metier.cli.find import new_ledger
     from metier.evaluate.declared import read_suite
-    from metier.records.ledger import Ledger
 
     for path in plugin or ():
         if not path.is_file():
@@ -103,28 +102,23 @@ def evaluate(
     if of_endpoint and endpoint is None:
         raise ConfigError(f"{of_endpoint[0]} is of an endpoint; name one with --endpoint")
     of_suites += [f"repeats={repeats}"] if repeats is not None else []
-    read = []
-    for text in suites:
-        own = [f"source.n={n}"] if n is not None else []
-        read.append(read_suite(text, overrides=[*of_suites, *own]))
+    of_suites += [f"source.n={n}"] if n is not None else []
+    read = [read_suite(text, overrides=of_suites) for text in suites]
     names = [one.suite.name for one in read]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"two suites are called {twice!r}; evaluate them one after the other")
     if endpoint is not None and any(one.settings.sampling.top_k for one in read):
         raise ConfigError("an endpoint takes no sampling.top_k")
-    baseline = _baseline(against, margin, ledger) if against is not None else None
-    where = ledger or DEFAULT_LEDGER
-    if "://" not in where:
-        Path(where).parent.mkdir(parents=True, exist_ok=True)
+    baseline = _baseline(against, stop, margin, ledger) if against is not None else None
     done: list[Evaluation] = []
     with (
-        Ledger.open(where) as records,
+        new_ledger(ledger) as records,
         measured_model(model, endpoint, of_endpoint, identity, renderer, dtype, ledger) as opened,
     ):
         from metier.evaluate.evaluation import run_suite
 
-        measured = _known(records, opened, model)
+        measured = as_known(records, opened, model)
         for wanted in read:
             done.append(
                 run_suite(
@@ -206,7 +200,7 @@ def measured_model(
     )
 
 
-def _known(ledger: Ledger, measured: Measured, model: str) -> Measured:
+def as_known(ledger: Ledger, measured: Measured, model: str) -> Measured:
     """The same, as the checkpoint of the ledger that it is, where a folder says which: what it learnt from is known."""
     from dataclasses import replace
 
@@ -219,14 +213,22 @@ def _known(ledger: Ledger, measured: Measured, model: str) -> Measured:
     return replace(measured, name=own, checkpoint=own) if ledger.known(schema.checkpoints, [own]) else measured
 
 
-def _baseline(against: str, margin: float | None, ledger: str | None) -> Baseline:
+def _baseline(against: str, stop: bool, margin: float | None, ledger: str | None) -> Baseline:
     from metier.base.errors import ConfigError
     from metier.cli.scores import read_scores
     from metier.evaluate.evaluation import Baseline
 
     if margin is not None and not 0 < margin < 1:
         raise ConfigError(f"--margin is a difference of scores between 0 and 1, not {margin}")
-    return Baseline(scores=read_scores(against, ledger=ledger).by_item, margin=margin)
+    scores = read_scores(against, ledger=ledger).by_item
+    values = (value for repeats in scores.values() for value in repeats if value is not None)
+    outside = next((value for value in values if not 0 <= value <= 1), None)
+    if stop and outside is not None:
+        raise ConfigError(
+            f"--stop compares successes, from 0 to 1, and {against} has a score of {outside}: divide its scores by "
+            "their range, or leave --stop out"
+        )
+    return Baseline(scores=scores, margin=margin)
 
 
 def _compared(one: Evaluation, baseline: Baseline | None, stop: bool) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """From what a person types to a record's id.
 
 An id may be cut to any prefix that only one record has, with or without its `run-` in
-front; `last` is the newest run; a run is also found by its folder.
+front; `last` is the newest run that has a folder, which those of `metier profile` and
+`evaluate` have not; a run is also found by its folder.
 """
 
 from __future__ import annotations
@@ -16,13 +17,35 @@ from metier.base.errors import DataError, LedgerError
 from metier.records import schema
 from metier.records.ledger import Ledger
 
-__all__ = ["DEFAULT_LEDGER", "Kind", "find", "find_checkpoint", "find_run", "find_weights", "open_ledger"]
+__all__ = [
+    "DEFAULT_LEDGER",
+    "Kind",
+    "find",
+    "find_checkpoint",
+    "find_run",
+    "find_weights",
+    "has_ledger",
+    "need_ledger",
+    "new_ledger",
+    "open_ledger",
+]
 
 Kind = Literal["run", "episode", "checkpoint"]
 
 DEFAULT_LEDGER = "runs/ledger.sqlite"
 TABLES: dict[Kind, Table] = {"run": schema.runs, "episode": schema.episodes, "checkpoint": schema.checkpoints}
 SHOWN = 5  # ids named where a prefix fits several
+
+
+def has_ledger(where: str | None) -> bool:
+    """Whether there is a ledger to look into: one that was named, or the project's own."""
+    return where is not None or Path(DEFAULT_LEDGER).exists()
+
+
+def need_ledger(where: str | None, name: str) -> None:
+    """Raises `DataError` where `name` is no file and there is no ledger that could have it as a run."""
+    if not has_ledger(where):
+        raise DataError(f"there is no file {name}, and no ledger here that could have a run of that name")
 
 
 def open_ledger(where: str | None) -> Ledger:
@@ -33,14 +56,23 @@ def open_ledger(where: str | None) -> Ledger:
     return Ledger.open(path, create=False)
 
 
+def new_ledger(where: str | None) -> Ledger:
+    """Open a ledger, the project's own unless told; one that does not exist is made, with its folder."""
+    path = where or DEFAULT_LEDGER
+    if "://" not in path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return Ledger.open(path)
+
+
 def find(ledger: Ledger, text: str, kinds: Sequence[Kind]) -> tuple[Kind, str]:
     """The kind and id of the one record that `text` names. Raises `DataError` where it is none, or several."""
     if "run" in kinds:
         runs = ledger.runs()
         if text == "last":
-            if not runs:
+            newest = next((run.id for run in runs if run.folder), None)
+            if newest is None:
                 raise DataError("there is no run in the ledger yet; start one with: metier run desk")
-            return "run", runs[0].id
+            return "run", newest
         folder = Path(text).resolve()
         for run in runs:
             if run.folder and Path(run.folder).resolve() == folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from metier.cli.serve import RendererOption
 
 if TYPE_CHECKING:
     from metier.evaluate.profile.figures import Change, Figure, Profiled
+    from metier.evaluate.profile.probe import Probe
     from metier.evaluate.profile.run import Wanted
 
 __all__ = ["profile"]
@@ -79,10 +81,10 @@ def profile(
     from metier.evaluate.profile.registry import choose
     from metier.evaluate.profile.run import Wanted
 
-    choose(traits or [])  # a wrong name is told before a model is loaded
+    probes = choose(traits or [])  # a wrong name is told before a model is loaded
     wanted = Wanted(seed=seed, repeats=repeats, items=items, data=data)
     made = [
-        _profiled(name, traits or [], wanted, place, identity, renderer, dtype, ledger)
+        _only(traits, _profiled(name, probes, wanted, place, identity, renderer, dtype, ledger))
         for name, place in ((model, endpoint), (against, None))
         if name is not None
     ]
@@ -105,7 +107,7 @@ def profile(
 
 def _profiled(
     name: str,
-    traits: list[str],
+    probes: Sequence[Probe],
     wanted: Wanted,
     endpoint: str | None,
     identity: str | None,
@@ -114,37 +116,40 @@ def _profiled(
     ledger: str | None,
 ) -> Profiled:
     """A saved profile, or one made now."""
-    from dataclasses import replace
-
     from metier.base.errors import DataError
-    from metier.cli.evaluate import measured_model
-    from metier.cli.find import DEFAULT_LEDGER
+    from metier.cli.evaluate import as_known, measured_model
+    from metier.cli.find import new_ledger
     from metier.evaluate.profile.figures import from_json
-    from metier.evaluate.profile.probe import Probe
-    from metier.evaluate.profile.registry import choose
     from metier.evaluate.profile.run import make_profile
-    from metier.records.ledger import Ledger
 
     if name.endswith(".json") and endpoint is None:
         try:
             given = json.loads(Path(name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"the saved profile {name} cannot be read: {error}") from error
-        saved = from_json(given, name)
-        probes = {probe.name for probe in choose(traits)}
-        return replace(saved, figures=tuple(one for one in saved.figures if not traits or one.trait in probes))
+        return from_json(given, name)
 
     def told(probe: Probe, done: int, total: int, seconds: float) -> None:
         typer.echo(f"{probe.name}: {done} of {total} traits after {seconds:.0f} s", err=True)
 
-    where = ledger or DEFAULT_LEDGER
-    if "://" not in where:
-        Path(where).parent.mkdir(parents=True, exist_ok=True)
     with (
-        measured_model(name, endpoint, (), identity, renderer, dtype, ledger) as measured,
-        Ledger.open(where) as records,
+        new_ledger(ledger) as records,
+        measured_model(name, endpoint, (), identity, renderer, dtype, ledger) as opened,
     ):
-        return make_profile(records, measured, choose(traits), wanted, on_trait=told)
+        return make_profile(records, as_known(records, opened, name), probes, wanted, on_trait=told)
+
+
+def _only(traits: Sequence[str] | None, profiled: Profiled) -> Profiled:
+    """These traits alone of a profile that was saved with more; all unless told."""
+    from dataclasses import replace
+
+    if not traits:
+        return profiled
+    return replace(
+        profiled,
+        figures=tuple(one for one in profiled.figures if one.trait in traits),
+        details={trait: found for trait, found in profiled.details.items() if trait in traits},
+    )
 
 
 def _write(path: Path, text: str) -> None:
@@ -217,6 +222,7 @@ def _validate(data: Path | None, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from metier.evaluate.profile.registry import PROBES
     from metier.evaluate.profile.validation import validate
     from metier.report.wording import percent
 
@@ -232,5 +238,7 @@ def _validate(data: Path | None, as_json: bool) -> None:
             one.rule, one.on, one.what, str(one.n), percent(one.value), f"{percent(one.low)} to {percent(one.high)}"
         )
     Console(highlight=False, width=200).print(table)
+    for probe in PROBES:
+        print(f"{probe.name}: {probe.validation}")
     if data is None:
         typer.echo("on our own examples only; name a folder of public sets with --data", err=True)

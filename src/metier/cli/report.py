@@ -53,7 +53,10 @@ def report(
         raise ConfigError("a report is of one run; several are put side by side with --compare")
     with open_ledger(ledger) as records:
         found = [find_run(records, name) for name in named]
-        path = out or Path(records.run(found[0]).folder) / ("compare.html" if compare else "report.html")
+        folder = records.run(found[0]).folder
+        if out is None and not folder:
+            raise ConfigError(f"{found[0]} has no folder to write its page to; say where with -o FILE.html")
+        path = out or Path(folder) / ("compare.html" if compare else "report.html")
         if compare:
             comparison = compare_runs(records, found)
             page, told = render_comparison(comparison), comparison.to_json()

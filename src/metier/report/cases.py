@@ -18,7 +18,7 @@ from metier.feedback.verify import SUCCESS
 from metier.records.transcript import Turn, as_html, turns
 from metier.records.types import Episode, Feedback, Task
 from metier.report.data import Case, Column, Flips, Outcome, Path
-from metier.report.measured import Measured, is_right
+from metier.report.measured import MeasuredModel, is_right
 from metier.report.wording import count, title_of
 
 __all__ = ["KINDS", "PLACES", "ROOM", "Candidate", "candidates", "flips", "pick", "rule", "side_by_side"]
@@ -63,7 +63,7 @@ def rule(seed: int, shown: int, of: int) -> str:
     return f"{head} Then come all others on which models differ, then the rest.{left}"
 
 
-def candidates(measured: Sequence[Measured], splits: Sequence[str], tasks: Mapping[str, Task]) -> list[Candidate]:
+def candidates(measured: Sequence[MeasuredModel], splits: Sequence[str], tasks: Mapping[str, Task]) -> list[Candidate]:
     """Every task that the first and the last model tried."""
     out: list[Candidate] = []
     for split in splits if measured else ():
@@ -120,7 +120,7 @@ def _in_order(found: Sequence[Candidate], splits: Sequence[str], seed: int) -> l
 
 def side_by_side(
     found: Sequence[Candidate],
-    measured: Sequence[Measured],
+    measured: Sequence[MeasuredModel],
     splits: Sequence[str],
     tasks: Mapping[str, Task],
     feedback: Sequence[Feedback],
@@ -149,7 +149,7 @@ def side_by_side(
 
 def _case(
     candidate: Candidate,
-    measured: Sequence[Measured],
+    measured: Sequence[MeasuredModel],
     first: Sequence[Mapping[tuple[str, str], Episode]],
     task: Task,
     said: Mapping[str, Feedback],

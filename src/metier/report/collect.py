@@ -33,7 +33,7 @@ from metier.report.data import (
     TextRow,
     TraitRow,
 )
-from metier.report.measured import Measured, change_of, is_right, measured_models, share_of, splits_of, text_losses
+from metier.report.measured import MeasuredModel, change_of, is_right, measured_models, share_of, splits_of, text_losses
 from metier.report.verdict import verdict
 from metier.report.wording import title_of
 from metier.stats.intervals import Interval, mean_interval, share_interval
@@ -55,11 +55,11 @@ NOTES = {  # by family: what a split of that name means is its family's to say
 def collect(ledger: Ledger, run_id: str, run_folder: str | Path | None = None) -> ReportData:
     """All that the report of one run says. Raises `LedgerError` where the run is unknown.
 
-    Events are read from `run_folder`, or from the folder that the run names.
+    Events are read from `run_folder`, or from the folder that the run names; one of neither has none.
     """
     run = ledger.run(run_id)
-    folder = Path(run.folder if run_folder is None else run_folder)
-    events = event_log.read(folder)
+    folder = run.folder if run_folder is None else run_folder
+    events = event_log.read(folder) if folder else []
     episodes = ledger.episodes(run_id=run_id)
     feedback = ledger.feedback(run_id=run_id)
     checkpoints = ledger.checkpoints(run_id)
@@ -72,7 +72,7 @@ def collect(ledger: Ledger, run_id: str, run_folder: str | Path | None = None) -
     found = cases.candidates(measured, splits, tasks)
     shown = cases.side_by_side(found, measured, splits, tasks, feedback, seed=run.seed)
     labels = {model.checkpoint: model.label for model in models}
-    after, before = findings.profiles(ledger, models)
+    after, before, forecasts = findings.profiles(ledger, models)
     first = splits[0] if splits else ""
     return ReportData(
         run_id=run.id,
@@ -91,8 +91,8 @@ def collect(ledger: Ledger, run_id: str, run_folder: str | Path | None = None) -
         curves=curve_sets(events, run.stages),
         reward=reward_against_held(events, run.stages, first, _around(run, measured, rungs)),
         transfers=findings.transfers(ledger, run),
-        reward_models=findings.reward_models(run, folder),
-        forecasts=findings.forecasts(before, after),
+        reward_models=findings.reward_models(run, Path(folder)) if folder else (),
+        forecasts=forecasts,
         profile=after,
         profile_before=before,
         gates=findings.gates(ledger, run, labels),
@@ -107,7 +107,7 @@ def collect(ledger: Ledger, run_id: str, run_folder: str | Path | None = None) -
     )
 
 
-def _rungs(measured: Sequence[Measured], splits: Sequence[str], tasks: Mapping[str, Task]) -> tuple[Rung, ...]:
+def _rungs(measured: Sequence[MeasuredModel], splits: Sequence[str], tasks: Mapping[str, Task]) -> tuple[Rung, ...]:
     """The ladder; p values adjusted over its rungs, for each comparison on its own."""
     last = len(measured) - 1
     spans = [(0, last)] if last > 0 else []
@@ -134,7 +134,7 @@ def _rungs(measured: Sequence[Measured], splits: Sequence[str], tasks: Mapping[s
     )
 
 
-def _note(measured: Sequence[Measured], split: str, tasks: Mapping[str, Task]) -> str:
+def _note(measured: Sequence[MeasuredModel], split: str, tasks: Mapping[str, Task]) -> str:
     """What the split asks for, where its family is known for that."""
     family = next((tasks[task_id].family for one in measured for task_id in one.values.get(split, {})), "")
     return NOTES.get((family, split), "")
@@ -143,7 +143,7 @@ def _note(measured: Sequence[Measured], split: str, tasks: Mapping[str, Task]) -
 # --- slices of success -----------------------------------------------------------------
 
 
-def _kinds(measured: Sequence[Measured], split: str, tasks: Mapping[str, Task]) -> tuple[KindRow, ...]:
+def _kinds(measured: Sequence[MeasuredModel], split: str, tasks: Mapping[str, Task]) -> tuple[KindRow, ...]:
     by_kind: dict[str, list[str]] = {}
     for task_id in dict.fromkeys(task_id for one in measured for task_id in one.values.get(split, {})):
         by_kind.setdefault(tasks[task_id].kind, []).append(task_id)
@@ -162,7 +162,7 @@ def _kinds(measured: Sequence[Measured], split: str, tasks: Mapping[str, Task]) 
     )
 
 
-def _pairs(measured: Sequence[Measured], splits: Sequence[str], tasks: Mapping[str, Task]) -> tuple[PairRow, ...]:
+def _pairs(measured: Sequence[MeasuredModel], splits: Sequence[str], tasks: Mapping[str, Task]) -> tuple[PairRow, ...]:
     out = []
     for split in splits:
         twins: dict[str, dict[str, str]] = {}  # pair -> side -> task id
@@ -201,12 +201,14 @@ def _both(
     return share_interval([value for value, _ in rows], clusters=[cluster for _, cluster in rows])
 
 
-def _traits(measured: Sequence[Measured], split: str, tasks: Mapping[str, Task]) -> tuple[TraitRow, ...]:
+def _traits(measured: Sequence[MeasuredModel], split: str, tasks: Mapping[str, Task]) -> tuple[TraitRow, ...]:
     episodes = [[e for e in one.episodes if e.split == split] for one in measured]
     return trait_rows(episodes, tasks, lambda task_id: tasks[task_id].cluster)
 
 
-def _text(measured: Sequence[Measured], episodes: Sequence[Episode], feedback: Sequence[Feedback]) -> TextRow | None:
+def _text(
+    measured: Sequence[MeasuredModel], episodes: Sequence[Episode], feedback: Sequence[Feedback]
+) -> TextRow | None:
     """Held-out text, where any of the models has read it."""
     read = [text_losses(one, episodes, feedback) for one in measured]
     if not any(read):
@@ -216,7 +218,7 @@ def _text(measured: Sequence[Measured], episodes: Sequence[Episode], feedback: S
 
 
 def _around(
-    run: Run, measured: Sequence[Measured], rungs: Sequence[Rung]
+    run: Run, measured: Sequence[MeasuredModel], rungs: Sequence[Rung]
 ) -> dict[str, tuple[Interval | None, Interval | None]]:
     """For each training stage: the first rung's share of what it started from, and of what it made."""
     if not rungs:
@@ -233,7 +235,7 @@ def _around(
 
 
 def _lineage(
-    ledger: Ledger, run: Run, checkpoints: Sequence[Checkpoint], measured: Sequence[Measured]
+    ledger: Ledger, run: Run, checkpoints: Sequence[Checkpoint], measured: Sequence[MeasuredModel]
 ) -> tuple[LineageNode, ...]:
     """The chain behind every measured model: base first, each checkpoint once."""
     named = {one.info.checkpoint: one.info.label for one in measured}

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from metier.base.errors import DataError
-from metier.evaluate.profile.figures import ALPHA, Profiled, changes
+from metier.evaluate.profile.figures import ALPHA, Profiled, changes, comparable
 from metier.records import events as event_log
 from metier.records.ledger import Ledger
-from metier.records.types import Episode, Feedback, Run, Task, to_plain
+from metier.records.types import Episode, Feedback, Task, to_plain
 from metier.report.curves import cost_of, sampled
 from metier.report.data import Cost
 from metier.report.findings import profiles
-from metier.report.measured import Measured, measured_models, splits_of, text_losses
+from metier.report.measured import MeasuredModel, in_range, measured_models, splits_of, text_losses
 from metier.report.wording import count, title_of
 from metier.stats.intervals import Interval, mean_interval, share_interval
 from metier.stats.paired import Paired, average, holm, paired
@@ -78,7 +78,7 @@ class Comparison:
     tests: int  # p values that Holm adjusted
     alone: tuple[str, ...] = ()  # measurements of one side only
     first_profile: Profiled | None = None
-    profiles: tuple[Profiled, ...] = field(default=())  # of other runs' models; none where the first has none
+    profiles: tuple[Profiled, ...] = field(default=())  # of other runs' models that share a measure with the first's
 
     @property
     def costs_known(self) -> bool:
@@ -112,7 +112,7 @@ class _Side:
     """One run as it was read."""
 
     column: RunColumn
-    measured: Measured
+    measured: MeasuredModel
     clusters: Mapping[str, str]
     scores: Mapping[str, Scores]  # by measurement
     profile: Profiled | None
@@ -134,14 +134,19 @@ def compare_runs(ledger: Ledger, run_ids: Sequence[str]) -> Comparison:
             "measured on the same tasks"
         )
     everything = dict.fromkeys(name for side in sides for name in side.scores)
-    profiled = [side.profile for side in others if side.profile is not None] if first.profile is not None else []
+    against = first.profile
+    profiled = [
+        other
+        for other in (side.profile for side in others)
+        if other is not None and against is not None and comparable(other, against)
+    ]
     return Comparison(
         runs=tuple(side.column for side in sides),
         rows=tuple(rows),
         sentence=_sentence(rows),
         tests=sum(cell.p_holm is not None for row in rows for cell in row.cells),
         alone=tuple(_label(name)[0] for name in everything if name not in known),
-        first_profile=first.profile if profiled else None,
+        first_profile=against if profiled else None,
         profiles=tuple(profiled),
     )
 
@@ -157,6 +162,7 @@ def _side(ledger: Ledger, run_id: str) -> _Side:
         )
     last = measured[-1]
     tasks = ledger.tasks(sorted({one.task_id for one in last.episodes}))
+    events = event_log.read(run.folder) if run.folder else []
     column = RunColumn(
         run_id=run.id,
         label=title_of(run.recipe),
@@ -165,21 +171,17 @@ def _side(ledger: Ledger, run_id: str) -> _Side:
         checkpoint=last.info.checkpoint,
         seed=run.seed,
         created_at=run.created_at,
-        cost=cost_of(event_log.read(run.folder), run.stages, sampled(run, episodes)) if run.folder else _free(run),
+        cost=cost_of(events, run.stages, sampled(run, episodes)),
     )
-    after, _ = profiles(ledger, [last.info])
+    after, *_ = profiles(ledger, [last.info])
     return _Side(column, last, _clusters(tasks), _scores(last, episodes, feedback), after)
-
-
-def _free(run: Run) -> Cost:
-    return cost_of((), run.stages, {})
 
 
 def _clusters(tasks: Mapping[str, Task]) -> dict[str, str]:
     return {task_id: task.cluster for task_id, task in tasks.items()}
 
 
-def _scores(one: Measured, episodes: Sequence[Episode], feedback: Sequence[Feedback]) -> dict[str, Scores]:
+def _scores(one: MeasuredModel, episodes: Sequence[Episode], feedback: Sequence[Feedback]) -> dict[str, Scores]:
     """Every measurement of a model by task; what broke off early has no length, since it is not short."""
     out: dict[str, Scores] = {}
     for split in splits_of([one]):
@@ -206,7 +208,7 @@ def _row(name: str, sides: Sequence[_Side]) -> Row:
         flat = [(value, task) for task, values in own.items() for value in values]
         clusters = [side.clusters.get(task, task) for _, task in flat]
         interval = share_interval if unit == "share" else mean_interval
-        values = [None if v is None else min(1.0, max(0.0, v)) if unit == "share" else v for v, _ in flat]
+        values = [in_range(value) if unit == "share" else value for value, _ in flat]
         found = None
         if side is not base and own:
             found = paired(own, base.scores[name], clusters={**base.clusters, **side.clusters})

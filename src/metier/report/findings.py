@@ -21,8 +21,9 @@ from typing import Any
 
 from metier.base.errors import DataError
 from metier.evaluate.gate import MetricResult
-from metier.evaluate.profile.figures import Profiled, figures
-from metier.evaluate.profile.probe import Probe, Score
+from metier.evaluate.profile.calibration import forecast_pairs
+from metier.evaluate.profile.figures import Profiled, comparable, figures
+from metier.evaluate.profile.probe import Score
 from metier.evaluate.profile.registry import PROBES
 from metier.evaluate.transfer.audit import Audit
 from metier.evaluate.transfer.runs import audit_run, rl_stages
@@ -33,19 +34,29 @@ from metier.report.wording import label_of
 from metier.stats.calibration import calibration
 from metier.stats.intervals import share_interval
 
-__all__ = ["forecasts", "gates", "kept_profile", "profiles", "reward_models", "transfers"]
+__all__ = ["gates", "kept_profile", "profiles", "reward_models", "transfers"]
 
 _KEPT = "profile/"  # how the sources of profile scores begin
-_GAP = "_gap"  # how the measures that hold forecasts end
+_SORTS = {  # of confidence, by the way in which it was told
+    "sure": "Tool confidence",
+    "verbal": "Stated confidence",
+    "token": "Token confidence",
+    "sampled": "Sampled confidence",
+}
+
+Pairs = Mapping[str, Sequence[tuple[float, float]]]
+"""Forecasts with their outcomes, by way."""
 
 
 # --- profiles ------------------------------------------------------------------------------
 
 
-def profiles(ledger: LedgerView, models: Sequence[ModelInfo]) -> tuple[Profiled | None, Profiled | None]:
-    """The profile of the last model that has one, and that of the first where it is another; None where there is none.
+def profiles(
+    ledger: LedgerView, models: Sequence[ModelInfo]
+) -> tuple[Profiled | None, Profiled | None, tuple[Forecasts, ...]]:
+    """The profile of the last model that has one, that of the first where it is another, and their forecasts.
 
-    They are named as the page names the models.
+    They are named as the page names the models. There is no first where the two share no measure.
     """
     runs = [run for run in ledger.runs() if run.recipe == "profile"]
     found: list[tuple[ModelInfo, Run]] = []
@@ -54,14 +65,15 @@ def profiles(ledger: LedgerView, models: Sequence[ModelInfo]) -> tuple[Profiled 
         if own:
             found.append((model, max(own, key=lambda run: run.created_at)))
     if not found:
-        return None, None
-    after = _named(ledger, *found[-1])
-    before = _named(ledger, *found[0]) if found[0][1].id != found[-1][1].id else None
-    return after, before
+        return None, None, ()
+    ends = found[-1:] if found[0][1].id == found[-1][1].id else [found[0], found[-1]]
+    kept = [_named(ledger, *one) for one in ends]
+    before, after = kept[0][0], kept[-1][0]
+    return after, before if len(kept) > 1 and comparable(after, before) else None, _forecasts(kept)
 
 
-def kept_profile(ledger: LedgerView, run: Run) -> Profiled:
-    """The profile whose scores a run of `metier profile` has kept."""
+def kept_profile(ledger: LedgerView, run: Run) -> tuple[Profiled, Pairs]:
+    """The profile whose scores a run of `metier profile` has kept, and the forecasts among them."""
     said = [row for row in ledger.feedback(run_id=run.id, erased=False) if row.source.name.startswith(_KEPT)]
     by_id = {one.id: one for one in ledger.episodes(run_id=run.id)}
     tasks = ledger.tasks({one.task_id for one in by_id.values()})
@@ -80,16 +92,17 @@ def kept_profile(ledger: LedgerView, run: Run) -> Profiled:
     for probe in PROBES:
         if probe.name in scores:
             made += figures(probe, scores[probe.name])
-            details[probe.name] = {**probe.details(scores[probe.name]), "forecasts": _pairs(probe, scores[probe.name])}
-    return Profiled(
+            details[probe.name] = dict(probe.details(scores[probe.name]))
+    profile = Profiled(
         model=str(run.config.get("name", run.id)),
         suite="profile",
         seed=run.seed,
         repeats=1,
         figures=tuple(made),
-        details=details,
+        details={name: found for name, found in details.items() if found},
         run=run.id,
     )
+    return profile, {way: forecast_pairs([one for told in scores.values() for one in told], way) for way in _SORTS}
 
 
 def _is_of(run: Run, checkpoint: str) -> bool:
@@ -98,9 +111,9 @@ def _is_of(run: Run, checkpoint: str) -> bool:
     return name == checkpoint or (bool(at) and model == Path(checkpoint).name)
 
 
-def _named(ledger: LedgerView, model: ModelInfo, run: Run) -> Profiled:
-    found = kept_profile(ledger, run)
-    return replace(found, model=f"{model.label} ({found.model})")
+def _named(ledger: LedgerView, model: ModelInfo, run: Run) -> tuple[Profiled, Pairs]:
+    found, pairs = kept_profile(ledger, run)
+    return replace(found, model=f"{model.label} ({found.model})"), pairs
 
 
 def _score(row: Feedback, item: str, cluster: str) -> Score:
@@ -115,36 +128,14 @@ def _score(row: Feedback, item: str, cluster: str) -> Score:
     )
 
 
-def _pairs(probe: Probe, scores: Sequence[Score]) -> dict[str, list[tuple[float, float]]]:
-    """The forecasts of a trait with what became of each, by its sort of confidence."""
-    out: dict[str, list[tuple[float, float]]] = {}
-    for measure in probe.measures:
-        known = [one for one in scores if one.measure == measure.name and one.value is not None]
-        if measure.name.endswith(_GAP) and known:
-            sort = measure.label.partition(" minus ")[0]
-            out[probe.title if sort == "confidence" else sort] = [
-                (float(one.evidence["p"]), float(one.evidence["y"])) for one in known
-            ]
-    return out
-
-
-def forecasts(*found: Profiled | None) -> tuple[Forecasts, ...]:
+def _forecasts(kept: Sequence[tuple[Profiled, Pairs]]) -> tuple[Forecasts, ...]:
     """The calibration of every sort of confidence in these profiles, sort by sort."""
-    out = []
-    for profile in found:
-        if profile is None:
-            continue
-        for details in profile.details.values():
-            for label, pairs in details["forecasts"].items():
-                out.append(
-                    Forecasts(
-                        model=profile.model,
-                        label=label[:1].upper() + label[1:],
-                        calibration=calibration(*zip(*pairs, strict=True)),
-                    )
-                )
-    order = list(dict.fromkeys(one.label for one in out))
-    return tuple(sorted(out, key=lambda one: order.index(one.label)))
+    return tuple(
+        Forecasts(model=profile.model, label=label, calibration=calibration(*zip(*pairs[way], strict=True)))
+        for way, label in _SORTS.items()
+        for profile, pairs in kept
+        if pairs[way]
+    )
 
 
 # --- rewards -------------------------------------------------------------------------------
@@ -193,9 +184,9 @@ def gates(ledger: LedgerView, run: Run, labels: Mapping[str, str]) -> tuple[Gate
     """The newest decision on each of the run's checkpoints against each base; `labels` name what was measured."""
     own = {one.id: label_of(one.stage) for one in ledger.checkpoints(run.id)} | {run.id: "This run"}
     newest: dict[tuple[str, str], list[GateDecision]] = {}
-    for one in sorted(ledger.gates(), key=lambda one: one.created_at):
-        if one.checkpoint in own:
-            newest.setdefault((one.checkpoint, one.baseline), []).append(one)
+    decided = [one for checkpoint in own for one in ledger.gates(checkpoint)]
+    for one in sorted(decided, key=lambda one: one.created_at):
+        newest.setdefault((one.checkpoint, one.baseline), []).append(one)
     found = [_gate(decisions, {**own, **labels}) for decisions in newest.values()]
     return tuple(sorted(found, key=lambda one: -one.created_at))
 

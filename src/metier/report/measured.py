@@ -19,7 +19,16 @@ from metier.report.wording import label_of
 from metier.stats.intervals import Interval, share_interval
 from metier.stats.paired import paired
 
-__all__ = ["Measured", "change_of", "is_right", "measured_models", "share_of", "splits_of", "text_losses"]
+__all__ = [
+    "MeasuredModel",
+    "change_of",
+    "in_range",
+    "is_right",
+    "measured_models",
+    "share_of",
+    "splits_of",
+    "text_losses",
+]
 
 LADDER = (
     "heldout",
@@ -33,7 +42,7 @@ LADDER = (
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredModel:
     """One model's evaluation: its episodes and their values by split, task and attempt."""
 
     info: ModelInfo
@@ -41,7 +50,7 @@ class Measured:
     values: Mapping[str, Mapping[str, tuple[float | None, ...]]]  # split -> task id -> by attempt
 
 
-def measured_models(run: Run, episodes: Sequence[Episode], feedback: Sequence[Feedback]) -> list[Measured]:
+def measured_models(run: Run, episodes: Sequence[Episode], feedback: Sequence[Feedback]) -> list[MeasuredModel]:
     """The models that the run's evaluate stages measured, in their order; episodes and feedback are the run's."""
     verdicts = lowest_by_episode(row for row in feedback if row.criterion == SUCCESS)
     by_stage: dict[str, list[Episode]] = {}
@@ -66,11 +75,11 @@ def measured_models(run: Run, episodes: Sequence[Episode], feedback: Sequence[Fe
             episodes=len(rows),
             unscored=sum(verdicts.get(episode.id) is None for episode in rows),
         )
-        out.append(Measured(info=info, episodes=tuple(rows), values=values))
+        out.append(MeasuredModel(info=info, episodes=tuple(rows), values=values))
     return _told_apart(out)
 
 
-def _told_apart(measured: Sequence[Measured]) -> list[Measured]:
+def _told_apart(measured: Sequence[MeasuredModel]) -> list[MeasuredModel]:
     """Where several stages measured the same model, its labels name the stage as well."""
     times = Counter(one.info.label for one in measured)
     return [
@@ -81,22 +90,22 @@ def _told_apart(measured: Sequence[Measured]) -> list[Measured]:
     ]
 
 
-def splits_of(measured: Sequence[Measured]) -> list[str]:
+def splits_of(measured: Sequence[MeasuredModel]) -> list[str]:
     """The splits that were measured, the ladder's first and in its order."""
     seen = dict.fromkeys(split for one in measured for split in one.values)
     return [split for split in LADDER if split in seen] + sorted(split for split in seen if split not in LADDER)
 
 
-def share_of(one: Measured, split: str, tasks: Mapping[str, Task], among: Iterable[str] | None = None) -> Interval:
+def share_of(one: MeasuredModel, split: str, tasks: Mapping[str, Task], among: Iterable[str] | None = None) -> Interval:
     """The share of a model's attempts on a split that succeeded; on the tasks `among` alone, where given."""
     by_task = one.values.get(split, {})
     picked = by_task if among is None else [task_id for task_id in among if task_id in by_task]
     rows = [(value, tasks[task_id].cluster) for task_id in picked for value in by_task[task_id]]
-    return share_interval([_unit(value) for value, _ in rows], clusters=[cluster for _, cluster in rows])
+    return share_interval([in_range(value) for value, _ in rows], clusters=[cluster for _, cluster in rows])
 
 
 def change_of(
-    measured: Sequence[Measured],
+    measured: Sequence[MeasuredModel],
     before: int,
     after: int,
     split: str,
@@ -117,12 +126,15 @@ def is_right(value: float | None) -> bool:
     return value is not None and value >= 1.0
 
 
-def text_losses(one: Measured, episodes: Sequence[Episode], feedback: Sequence[Feedback]) -> dict[str, list[float]]:
+def text_losses(
+    one: MeasuredModel, episodes: Sequence[Episode], feedback: Sequence[Feedback]
+) -> dict[str, list[float]]:
     """The loss of held-out text under a model, by passage, in nats per token; empty where it was not read."""
     loss = {f.about[0]: float(f.value) for f in feedback if f.criterion == "text_loss" and f.value is not None}
     stage = f"{one.info.stage}/text"
     return {e.task_id: [loss[e.id]] for e in episodes if e.stage == stage and e.id in loss}
 
 
-def _unit(value: float | None) -> float | None:
+def in_range(value: float | None) -> float | None:
+    """A verdict as a part of a share: cut to 0 to 1."""
     return None if value is None else min(1.0, max(0.0, value))

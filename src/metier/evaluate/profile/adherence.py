@@ -22,12 +22,11 @@ def _askings(data: Path | None) -> list[Asking]:
     own = [
         item(NAME, row["prompt"], pair=row["pair"], side=row["side"], **_judged(row["verifier"])) for row in rows(NAME)
     ]
-    public = [] if data is None else public_rows(data, "ifeval", "input_data.jsonl")
     ifeval = [
         item(NAME, row["prompt"], pair=f"ifeval {row['key']}", side="instructions", source="ifeval",
              **_judged({"name": "instructions", "instruction_id_list": row["instruction_id_list"],
                         "kwargs": row["kwargs"]}))
-        for row in public
+        for row in public_rows(data, "ifeval", "input_data.jsonl")
     ]  # fmt: skip
     return [Asking(name="own", tasks=own), Asking(name="ifeval", tasks=ifeval)]
 

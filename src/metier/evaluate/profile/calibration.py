@@ -25,14 +25,14 @@ from metier.evaluate.profile.probe import ANSWER, Asking, Measure, Probe, Score,
 from metier.records.types import Episode
 from metier.stats.calibration import calibration
 
-__all__ = ["PROBE", "confidence", "forecast_details", "forecast_scores"]
+__all__ = ["PROBE", "confidence", "forecast_details", "forecast_pairs", "forecast_scores"]
 
 NAME = "calibration"
 DRAWS = 4
 SHORT = 16  # tokens of a short answer
 BRIEFLY = "{} Answer with the answer alone, in one to three words."
 VERBALLY = '{} Answer in one line like this: "Answer: ...; confidence: ...%". The confidence says how sure you are.'
-_PERCENT = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*(?:%|percent)")
+_PERCENT = re.compile(r"(?<!\d)(?<!\d[.,])(\d+(?:\.\d+)?)\s*(?:%|percent)")  # a whole number, not the end of one
 _WAYS = {"verbal": "stated", "token": "token", "sampled": "sampled"}
 
 
@@ -75,13 +75,16 @@ def forecast_scores(way: str, tried: Tried, p: float | None, y: float | None, *e
     yield scored(f"{way}_brier", tried, None if gap is None else gap * gap, *episodes, why=why)
 
 
+def forecast_pairs(scores: Sequence[Score], way: str) -> list[tuple[float, float]]:
+    """The forecasts of one sort that are known, each with its outcome."""
+    return [(s.evidence["p"], s.evidence["y"]) for s in scores if s.measure == f"{way}_gap" and s.value is not None]
+
+
 def forecast_details(scores: Sequence[Score], ways: Sequence[str]) -> dict[str, Any]:
     """Calibration errors, each with its null band, and AUROC, of the forecasts behind the gaps."""
     out: dict[str, Any] = {}
     for way in ways:
-        pairs = [
-            (s.evidence["p"], s.evidence["y"]) for s in scores if s.measure == f"{way}_gap" and s.value is not None
-        ]
+        pairs = forecast_pairs(scores, way)
         if not pairs:
             out[way] = {"n": 0, "caveat": "no forecast could be read"}
             continue

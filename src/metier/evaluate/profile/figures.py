@@ -3,7 +3,8 @@
 A figure is the mean over items, repeats of an item averaged first, with a 95 % interval that counts clusters (twins,
 wordings) as the evidence. A change is the paired difference on the items that both models have a score for; p values
 are adjusted by Holm over all measures, and a change is *sure* where the adjusted one is below 5 % and the
-interval leaves zero out. Every figure carries its caveats. Where more than half of the items are unscored there is
+interval leaves zero out; where all items differ alike there is no interval, and p, of the sign-flip test, decides
+alone. Every figure carries its caveats. Where more than half of the items are unscored there is
 no figure: what is left would say more about why than about the model.
 """
 
@@ -15,11 +16,12 @@ from typing import Any, Literal
 
 from metier.base.errors import DataError
 from metier.evaluate.profile.probe import Better, Measure, Probe, Score
+from metier.records.types import from_plain, to_plain
 from metier.stats.compare import compare
 from metier.stats.intervals import mean_interval, share_interval
 from metier.stats.paired import average, holm
 
-__all__ = ["ALPHA", "Change", "Figure", "Profiled", "changes", "figures", "from_json"]
+__all__ = ["ALPHA", "Change", "Figure", "Profiled", "changes", "comparable", "figures", "from_json"]
 
 ALPHA = 0.05
 FEW = 10  # clusters below which an interval is rough
@@ -66,8 +68,6 @@ class Profiled:
 
     def to_json(self) -> dict[str, Any]:
         """As it is saved; `from_json` reads it."""
-        from metier.records.types import to_plain
-
         plain: dict[str, Any] = to_plain(self)
         return plain
 
@@ -184,13 +184,22 @@ def _bounds(value: float | None, unscored: int, total: int) -> str:
 
 def changes(mine: Profiled, other: Profiled) -> list[Change]:
     """What the first profile has more of than the second, by measure. Raises `DataError` where they share none."""
-    theirs = {one.name: one for one in other.figures}
-    pairs = [(one, theirs[one.name]) for one in mine.figures if one.name in theirs]
+    pairs = _shared(mine, other)
     if not pairs:
         raise DataError("the two profiles share no measure, so there is nothing to compare")
     found = [_change(one, two) for one, two in pairs]
     adjusted = holm([one.p for one in found])
     return [_judged(one, p) for one, p in zip(found, adjusted, strict=True)]
+
+
+def comparable(mine: Profiled, other: Profiled) -> bool:
+    """Whether two profiles share a measure, so that `changes` can tell what differs."""
+    return bool(_shared(mine, other))
+
+
+def _shared(mine: Profiled, other: Profiled) -> list[tuple[Figure, Figure]]:
+    theirs = {one.name: one for one in other.figures}
+    return [(one, theirs[one.name]) for one in mine.figures if one.name in theirs]
 
 
 def _change(one: Figure, two: Figure) -> Change:
@@ -220,7 +229,7 @@ def _change(one: Figure, two: Figure) -> Change:
 def _judged(one: Change, p_holm: float | None) -> Change:
     if one.diff is None:
         return one
-    clear = one.low is not None and one.high is not None and (one.low > 0 or one.high < 0)
+    clear = one.diff != 0 if one.low is None or one.high is None else one.low > 0 or one.high < 0
     sure = clear and p_holm is not None and p_holm < ALPHA
     verdict: Verdict = "no clear change"
     if sure:
@@ -234,8 +243,6 @@ def _judged(one: Change, p_holm: float | None) -> Change:
 
 def from_json(given: Any, name: str) -> Profiled:
     """A saved profile. Raises `DataError` where it is none."""
-    from metier.records.types import from_plain
-
     if not isinstance(given, dict) or "figures" not in given:
         raise DataError(f"{name} is no saved profile; write one with metier profile MODEL -o {name}")
     known = {key: given[key] for key in Profiled.__dataclass_fields__ if key in given}

@@ -31,6 +31,7 @@ __all__ = [
     "Tried",
     "fault",
     "item",
+    "public_folder",
     "public_rows",
     "rows",
     "said",
@@ -109,8 +110,19 @@ def rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def public_rows(folder: Path, *names: str) -> list[dict[str, Any]]:
-    """The JSON lines of a public set, or none where the folder lacks it. Raises `DataError` where one is no JSON."""
+def public_folder(data: Path | None) -> None:
+    """Raises `DataError` where a folder of public sets is named that is not there."""
+    if data is not None and not data.is_dir():
+        raise DataError(f"there is no folder {data}; name one that holds xstest, in3, bfcl or ifeval")
+
+
+def public_rows(folder: Path | None, *names: str) -> list[dict[str, Any]]:
+    """The JSON lines of a public set, or none where no folder is named or it lacks the set.
+
+    Raises `DataError` where a line is no JSON.
+    """
+    if folder is None:
+        return []
     path = folder.joinpath(*names)
     if not path.is_file():
         return []

@@ -18,11 +18,12 @@ from metier.base.ids import content_hash, derive_id
 from metier.base.seeds import rng_for
 from metier.evaluate.evaluation import Measured
 from metier.evaluate.profile.figures import Profiled, figures
-from metier.evaluate.profile.probe import Asking, Probe, Score, Tried
-from metier.evaluate.suites import evaluate, last_tries, refuse_trained
+from metier.evaluate.profile.probe import Asking, Probe, Score, Tried, public_folder
+from metier.evaluate.suites import evaluate, refuse_trained
+from metier.feedback.verify import SUCCESS
 from metier.records.ledger import Ledger
 from metier.records.types import Feedback, Profile, Sampling, Source, Stage, Task, Trait, Weights, to_plain
-from metier.records.values import lowest_by_episode
+from metier.records.values import last_tries, lowest_by_episode
 
 __all__ = ["PUBLIC", "WARM", "Wanted", "make_profile"]
 
@@ -40,6 +41,10 @@ class Wanted:
     data: Path | None = None  # a folder of public data
     chunk: int = 64  # episodes between two savings
 
+    def __post_init__(self) -> None:
+        """Raises `DataError` where there is no such folder."""
+        public_folder(self.data)
+
 
 def make_profile(
     ledger: Ledger,
@@ -54,15 +59,17 @@ def make_profile(
     Raises `DataError` where the model was trained on one of the items.
     """
     wanted, began = wanted or Wanted(), monotonic()
+    asked = [(probe, list(_askings(probe, wanted))) for probe in probes]
+    if measured.checkpoint is not None:
+        items = [task for _, askings in asked for asking in askings for task in asking.tasks]
+        refuse_trained(ledger, measured.checkpoint, items, "the profile")
     key = {"model": dict(measured.identity), "template": measured.policy.template_hash, "seed": wanted.seed}
     run_id = derive_id("run", "profile", content_hash(key))
     stage = Stage(name="profile", kind="profile", inputs=(measured.name,), outputs=("episodes", "feedback"))
     ledger.ensure_run(run_id, "profile", {**key, "name": measured.name}, seed=wanted.seed, stages=(stage,))
     made, details, suite, tokens = [], {}, [], 0
-    for number, probe in enumerate(probes, 1):
-        tried = [
-            one for asking in _askings(probe, wanted) for one in _try(ledger, measured, run_id, probe, asking, wanted)
-        ]
+    for number, (probe, askings) in enumerate(asked, 1):
+        tried = [one for asking in askings for one in _try(ledger, measured, run_id, probe, asking, wanted)]
         scores = probe.score(tried)
         _keep(ledger, run_id, probe, scores)
         made += figures(probe, scores)
@@ -119,8 +126,6 @@ def _try(
 ) -> Iterator[Tried]:
     stage = _stage(probe, asking.name, asking.sampling)
     tasks = list({task.id: task for task in asking.tasks}.values())
-    if measured.checkpoint is not None:
-        refuse_trained(ledger, measured.checkpoint, tasks, f"trait {probe.name}")
     evaluate(
         ledger,
         measured.policy,
@@ -139,7 +144,7 @@ def _try(
     said: list[Feedback] = []
     if any(task.verifiers for task in tasks):
         about = [episode.id for episode in there.values()]
-        said = [f for f in ledger.feedback(run_id=run_id, about=about) if f.source.kind == "verifier"]
+        said = ledger.feedback(run_id=run_id, about=about, criterion=SUCCESS)
     verdicts, reasons = lowest_by_episode(said), {f.about[0]: f.reason for f in said}
     for task in tasks:
         episodes = tuple(there[task.id, draw] for draw in range(asking.draws))

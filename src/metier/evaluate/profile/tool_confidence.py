@@ -35,11 +35,10 @@ def _askings(data: Path | None) -> list[Asking]:
              meta={"of": t.id})
         for t in own if t.meta["side"] == "needed"
     ]  # fmt: skip
-    public = [] if data is None else list(bfcl_tasks(data))
     return [
         Asking(name="own", tasks=own),
         Asking(name="sure", tasks=asked),
-        Asking(name="bfcl", tasks=public),
+        Asking(name="bfcl", tasks=list(bfcl_tasks(data))),
     ]
 
 
@@ -49,7 +48,7 @@ def _task(prompt: str, pair: str, side: str, tools: Sequence[Mapping[str, Any]],
     return item(NAME, prompt, pair=pair, side=side, tools=made, verifier=verifier, source=source)
 
 
-def bfcl_tasks(data: Path) -> Iterator[Task]:
+def bfcl_tasks(data: Path | None) -> Iterator[Task]:
     """Single-turn rows with one function at least, as BFCL labels them."""
     for name, side in BFCL.items():
         file = f"BFCL_v4_{name}.jsonl"
