@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from metier.base.config import find_recipe, load_yaml
-from metier.evaluate.suites import successes
+from metier.evaluate.samples import samples
 from metier.recipes.runner import run
 from metier.recipes.settings import BASE, Demonstrate, Evaluate, Recipe, Rl, Sft
 from metier.records.events import read
@@ -140,15 +140,12 @@ def _write(path: Path, found: list[Found]) -> None:
             mine = shares.setdefault(one.seed, {})
             for stage, run_id in one.run_of.items():
                 hardware = ledger.run(run_id).hardware
-                won = successes(ledger, run_id, stage)
-                episodes = ledger.episodes(run_id=run_id, stage=stage)
-                tasks = ledger.tasks([e.task_id for e in episodes])
-                for episode in episodes:
-                    key = f"{one.seed}/{episode.task_id}"
-                    splits.setdefault((stage, episode.split), {})[key] = won[episode.id]
-                    clusters[key] = tasks[episode.task_id].cluster
-                    if episode.split == "heldout":
-                        values[stage][key] = won[episode.id]
+                for sample in samples(ledger, run_id, stage):
+                    key = f"{one.seed}/{sample.id}"
+                    splits.setdefault((stage, sample.split), {})[key] = sample.score
+                    clusters[key] = sample.cluster
+                    if sample.split == "heldout":
+                        values[stage][key] = sample.score
                 scored = [v for k, v in values[stage].items() if k.startswith(f"{one.seed}/") and v is not None]
                 mine[stage] = statistics.fmean(scored)
         cells = " | ".join(f"{100 * mine[s]:.1f} %" if s in mine else "–" for s in STAGES)

@@ -26,7 +26,7 @@ from typing import Any
 from recipe_gains import points, tell
 
 from metier.base.config import find_recipe, load_yaml
-from metier.evaluate.suites import successes
+from metier.evaluate.samples import samples
 from metier.feedback.data.declaration import Pool
 from metier.feedback.data.pooling import Vote, pool
 from metier.feedback.people.simulated import Habit, Pair, asked
@@ -142,13 +142,9 @@ def main() -> None:
                     chances[arm][0].append(one["p"])
                     chances[arm][1].append(one["y"])
             for arm in policies:
-                stage = f"evaluate-{arm}"
-                episodes = list(ledger.episodes(run_id=result.run_id, stage=stage))
-                tasks = ledger.tasks([e.task_id for e in episodes])
-                scores = successes(ledger, result.run_id, stage)
-                for e in episodes:
-                    if (score := scores[e.id]) is not None:
-                        policies[arm][f"{seed}/{e.task_id}"] = (tasks[e.task_id].cluster, score)
+                for row in samples(ledger, result.run_id, f"evaluate-{arm}"):
+                    if row.score is not None:
+                        policies[arm][f"{seed}/{row.id}"] = (row.cluster, row.score)
             hardware = dict(ledger.run(result.run_id).hardware)
         audit = done["judge"]["audit"]["figures"]["accuracy"]
         counts = " | ".join(str(done[arm]["rows"]) for arm in ARMS)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from metier.base.config import find_recipe, load_yaml
-from metier.evaluate.suites import successes
+from metier.evaluate.samples import samples
 from metier.feedback.audit.audit import audit
 from metier.recipes.runner import run
 from metier.recipes.settings import Recipe
@@ -43,15 +43,13 @@ def share(values: list[float]) -> str:
 def collect(ledger: Ledger, run_id: str, seed: int, won: Values, about: dict[str, dict[str, str]]) -> None:
     """The successes of one seed, and what each task is."""
     for stage in (BASE, BEFORE, AFTER):
-        scores = successes(ledger, run_id, stage)
-        episodes = list(ledger.episodes(run_id=run_id, stage=stage))
-        tasks = ledger.tasks([episode.task_id for episode in episodes])
-        for episode in episodes:
-            task = tasks[episode.task_id]
-            key = f"{seed}/{episode.task_id}"
-            won[stage][key] = [scores[episode.id]]
-            verifier = task.verifiers[0].name
-            about[key] = {"split": episode.split, "kind": task.kind, "cluster": task.cluster, "verifier": verifier}
+        found = samples(ledger, run_id, stage)
+        tasks = ledger.tasks([sample.id for sample in found])
+        for sample in found:
+            key = f"{seed}/{sample.id}"
+            won[stage][key] = [sample.score]
+            verifier = tasks[sample.id].verifiers[0].name
+            about[key] = {"split": sample.split, "kind": sample.kind, "cluster": sample.cluster, "verifier": verifier}
 
 
 def row(what: str, keys: list[str], won: Values, about: dict[str, dict[str, str]]) -> str:

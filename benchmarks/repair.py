@@ -23,7 +23,7 @@ from typing import Any
 from recipe_gains import points, tell
 
 from metier.base.config import find_recipe, load_yaml
-from metier.evaluate.suites import successes
+from metier.evaluate.samples import samples
 from metier.recipes.runner import run
 from metier.recipes.settings import Recipe
 from metier.records.ledger import Ledger
@@ -79,15 +79,12 @@ def main() -> None:
                 if arm == "one try":
                     a_step = trained[arm, seed][0] / trained[arm, seed][1]
                 for way, stage in [*WAYS.items(), ("before", "evaluate-sft")]:
-                    scores = successes(ledger, result.run_id, stage)
-                    episodes = list(ledger.episodes(run_id=result.run_id, stage=stage))
-                    tasks = ledger.tasks([e.task_id for e in episodes])
-                    for e in episodes:
-                        key, value = f"{seed}/{e.task_id}", scores[e.id]
-                        about[key] = (e.split, tasks[e.task_id].cluster)
-                        if value is not None:
+                    for sample in samples(ledger, result.run_id, stage):
+                        key = f"{seed}/{sample.id}"
+                        about[key] = (sample.split, sample.cluster)
+                        if sample.score is not None:
                             into = before if way == "before" else cells[arm, way]
-                            into[key] = (value, e.cost.completion_tokens)
+                            into[key] = (sample.score, sample.tokens or 0)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(page(cells, before, about, trained, options.seeds, hardware))
     print(options.out.read_text())

@@ -35,7 +35,7 @@ from transfer_pool import SAMPLING, make, tasks_of_pool
 
 from metier.base.config import find_recipe, load_yaml
 from metier.base.files import write_whole
-from metier.evaluate.suites import successes
+from metier.evaluate.samples import samples
 from metier.evaluate.transfer.audit import Audit, Settings, audit_pool, curves
 from metier.evaluate.transfer.pool import Pool, Sample
 from metier.evaluate.transfer.runs import audit_run, rl_stages
@@ -244,8 +244,7 @@ def opened(folder: Path, name: str, model: Path) -> dict[str, list[float | None]
     where = folder / f"{name}.sqlite"
     done = run(truth_recipe(name, model), folder=str(folder / name), ledger=str(where))
     with Ledger.open(where) as ledger:
-        task_of = {one.id: one.task_id for one in ledger.episodes(run_id=done.run_id, stage="truth")}
-        return {task_of[episode]: [won] for episode, won in successes(ledger, done.run_id, "truth").items()}
+        return {row.id: [row.score] for row in samples(ledger, done.run_id, "truth")}
 
 
 def real_rl(folder: Path, seed: int, steps: int) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from metier.base.errors import ConfigError
 from metier.base.seeds import rng_for
-from metier.evaluate.transfer.features import features_of, spoken
+from metier.evaluate.transfer.features import features_of, last_said, spoken
 from metier.feedback.verifiers.conduct import Conduct
 from metier.feedback.verifiers.protocol import Attempt, Verdict, arguments_of
 from metier.feedback.verifiers.registry import register as register_verifier
@@ -48,7 +48,7 @@ class Done:
 
     @property
     def last(self) -> str:
-        return next((m.content for m in reversed(self.said) if m.role == "assistant"), "")
+        return last_said(self.said)
 
     def noise(self, name: str) -> Any:
         """Randomness of this attempt under a reward's name: the same whenever it is scored."""

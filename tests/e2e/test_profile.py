@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from labelled import CHROMIUM, CHROMIUM_ARGUMENTS
 from metier.cli.app import app
 from metier.evaluate.profile.figures import Profiled, figures
 from metier.evaluate.profile.probe import Score
@@ -18,8 +18,6 @@ from metier.evaluate.profile.registry import PROBES
 from metier.evaluate.profile.validation import Check, validate
 from metier.report.profile import page
 from served import KEY, Server
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +133,7 @@ def test_the_picture_fits_and_can_be_read(tmp_path: Path, width: int, scheme: st
     path = tmp_path / "p.html"
     path.write_text(page(mine, other), encoding="utf-8")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
         shown = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
         faults: list[str] = []
         shown.on("console", lambda message: faults.append(message.text))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from labelled import CHROMIUM, CHROMIUM_ARGUMENTS
 from made_run import fill, profile_again, train
 from metier.cli.app import app
 from metier.evaluate.gate import GateSettings, Rule, Side, decide
@@ -23,7 +23,6 @@ from metier.report.collect import collect
 from metier.report.compare import compare_runs
 from metier.report.page import render, render_comparison, write
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HARD = ("serious", "critical")
 SIZES = ((1280, 800), (390, 844))
 
@@ -85,8 +84,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
         yield chromium
         chromium.close()
 

@@ -6,6 +6,8 @@ import csv
 import importlib.util
 import io
 import json
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -321,6 +323,10 @@ def test_evaluations_of_a_run_are_compared(tmp_path: Path, told: Told) -> None:
     assert got["diff"] > 0.3
     assert got["n"] > 30
     assert got["p"] < 1e-6
+    arguments = ["compare", last, first, "--ledger", str(where)]
+    code = f"from metier.cli.stats import stats_app; stats_app({arguments}, standalone_mode=False); import sys; "
+    heavy = subprocess.run([sys.executable, "-c", code + "sys.exit('transformers' in sys.modules)"], check=False)
+    assert heavy.returncode == 0, "numbers out of the ledger need no model"
     whole = json.loads(told("compare", run.id, first, "--ledger", where, "--json")[0])
     assert whole["n"] == got["n"] and whole["only_in_a"] > 0
     assert any("another with" in note for note in whole["caveats"])

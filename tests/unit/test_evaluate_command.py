@@ -383,6 +383,18 @@ def test_two_evaluations_meet_at_the_gate(tmp_path: Path, capsys: pytest.Capture
         assert [one.verdict for one in records.gates()] == ["inconclusive", "block"]
 
 
+def test_a_stop_needs_a_baseline_of_successes(tmp_path: Path) -> None:
+    suite, scores = str(tasks_file(tmp_path)), tmp_path / "scores.jsonl"
+    rows = [{"id": task.id, "score": 7.5} for task in read_suite(suite).tasks]
+    scores.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match=r"has a score of 7\.5: divide its scores by their range"):
+        evaluate(model="./absent", suites=[suite], against=str(scores), stop=True, ledger=str(tmp_path / "l.sqlite"))
+    with pytest.raises(
+        MetierError, match="there is no checkpoint or run"
+    ):  # a comparison without --stop takes any numbers
+        evaluate(model="./absent", suites=[suite], against=str(scores), ledger=str(tmp_path / "l.sqlite"))
+
+
 # --- the command, with a real model -------------------------------------------------------------------
 
 

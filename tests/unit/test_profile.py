@@ -51,7 +51,7 @@ from metier.records.types import (
     ToolCall,
     Weights,
 )
-from metier.report.profile import page, picture, span, summary, written
+from metier.report.profile import difference, page, picture, span, summary, written
 from metier.rollout.policy import Said, Transcript
 
 # --- what is told of a text ------------------------------------------------------------
@@ -496,6 +496,7 @@ def test_the_picture_says_what_changed_by_how_much_and_whether_it_is_sure() -> N
     mine, other = profiled([1.0] * 28 + [0.0] * 2, model="<b>tuned"), profiled([0.0] * 28 + [1.0] * 2, model="base")
     shown = picture(mine, other)
     ElementTree.fromstring(shown)  # well formed
+    assert "<style" not in shown and page(mine, other).count(".profile .lane {") == 1
     assert "<b>tuned" not in shown and "&lt;b&gt;tuned" in shown
     assert "Surely 1 better; 0 of 1 measures show no clear change." in shown
     assert "+86.7" in shown and 'class="row up"' in shown and "Not sure (" not in shown
@@ -511,6 +512,11 @@ def test_a_length_is_drawn_in_per_cent_of_the_larger() -> None:
     assert "−50" in shown and "differs" in shown and "40.3 words → 20.0 words" in shown.replace("\u00a0", " ")
     assert written(None, "share") == span(None, 1.0, "share") == "–"
     assert span(-0.5, 0.25, "gap").replace("\u00a0", " ") == "−0.500 to 0.250"
+    assert span(-0.0001, 0.5, "share").replace("\u00a0", " ") == "0.0 to 50.0"
+    assert written(-0.5, "gap") == "−0.500" and written(-0.0001, "gap") == "0.000"
+    told = [difference(*one).replace("\u00a0", " ") for one in ((0.1, "share"), (-3.0, "words"), (0.2, "gap"))]
+    assert told == ["+10.0 points", "−3.0 words", "+0.200"]
+    assert difference(-0.01, "words").replace("\u00a0", " ") == "0.0 words"
 
 
 # --- running ----------------------------------------------------------------------------

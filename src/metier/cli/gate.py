@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from xml.etree import ElementTree
@@ -14,7 +13,7 @@ from metier.cli.runs import JsonOption, LedgerOption
 
 if TYPE_CHECKING:
     from metier.cli.scores import Scores
-    from metier.evaluate.gate import Gate, GateSettings, MetricResult, Side
+    from metier.evaluate.gate import Gate, GateSettings, Side
 
 __all__ = ["gate"]
 
@@ -41,6 +40,7 @@ def gate(
     from metier.base.config import load_yaml
     from metier.base.files import write_whole
     from metier.evaluate.gate import GateSettings, decide
+    from metier.records.types import to_plain
 
     wanted = load_yaml(config, GateSettings, settings or [])
     one, two = _place(run, ledger), _place(against, ledger)
@@ -52,7 +52,7 @@ def gate(
         "run": models.get(one) or run,
         "base": models.get(two) or against,
         "alpha": done.alpha,
-        "metrics": [asdict(result) for result in done.metrics],
+        "metrics": [to_plain(result) for result in done.metrics],
     }
     told["gate"] = _keep(told, wanted, ledger)
     if junit is not None:
@@ -65,16 +65,14 @@ def gate(
 
 def _place(name: str, ledger: str | None) -> str:
     """The samples file in a folder, where it is one; otherwise the name itself. Raises where it is nothing."""
-    from metier.base.errors import DataError
-    from metier.cli.find import DEFAULT_LEDGER, find_run, open_ledger
+    from metier.cli.find import find_run, need_ledger, open_ledger
 
     path = Path(name)
     if path.is_file():
         return name
     if (path / "samples.jsonl").is_file():
         return str(path / "samples.jsonl")
-    if ledger is None and not Path(DEFAULT_LEDGER).exists():
-        raise DataError(f"there is no file {name}, and no ledger here that could have a run of that name")
+    need_ledger(ledger, name)
     with open_ledger(ledger) as records:
         find_run(records, name.partition(":")[0])
     return name
@@ -120,14 +118,14 @@ def _keep(told: dict[str, Any], wanted: GateSettings, ledger: str | None) -> str
     """Keep the decision in the ledger, where there is one; its id."""
     from metier.base.clock import now
     from metier.base.ids import canonical_json, derive_id
-    from metier.cli.find import DEFAULT_LEDGER, open_ledger
+    from metier.cli.find import has_ledger, open_ledger
     from metier.records.types import GateDecision
 
-    if ledger is None and not Path(DEFAULT_LEDGER).exists():
+    if not has_ledger(ledger):
         return None
     metrics = {
         "settings": wanted.model_dump(mode="json"),
-        "results": {one["name"]: {**one, "caveats": list(one["caveats"])} for one in told["metrics"]},
+        "results": {one["name"]: one for one in told["metrics"]},
     }
     decision = GateDecision(
         id=derive_id("gate", told["run"], told["base"], canonical_json(metrics)),
@@ -196,17 +194,13 @@ def _junit(done: Gate, told: dict[str, Any]) -> str:
         errors=str(sum(one.verdict == "inconclusive" for one in hard)),
         skipped=str(sum(one.verdict != "pass" for one in done.metrics if not one.hard)),
     )
-    for one in done.metrics:
+    for one, plain in zip(done.metrics, told["metrics"], strict=True):
         case = ElementTree.SubElement(suite, "testcase", name=one.name, classname=f"metier.gate.{told['run']}")
         if one.verdict != "pass":
             tag = "skipped" if not one.hard else "failure" if one.verdict == "block" else "error"
             found = ElementTree.SubElement(case, tag, message=one.why)
             if tag != "skipped":
                 found.set("type", one.verdict)
-        ElementTree.SubElement(case, "system-out").text = _printed(one)
+        ElementTree.SubElement(case, "system-out").text = json.dumps(plain, ensure_ascii=False)
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
-
-
-def _printed(one: MetricResult) -> str:
-    return json.dumps(asdict(one), ensure_ascii=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from metier.cli.runs import JsonOption, LedgerOption
+from metier.cli.tables import tell_left_out
 
 if TYPE_CHECKING:
     from metier.feedback.people.labelling import Labelling
@@ -49,11 +50,7 @@ def label(
     from metier.feedback.people.results import results
 
     asked = read_queue(queue)
-    if asked.skipped:
-        for row in asked.skipped[:PLACES]:
-            typer.echo(f"left out {row.place}: {row.why}", err=True)
-        if len(asked.skipped) > PLACES:
-            typer.echo(f"… and {len(asked.skipped) - PLACES} more rows", err=True)
+    tell_left_out(asked.skipped, PLACES)
     with Labelling(asked, ledger or DEFAULT_LEDGER) as labelling:
         if show_results:
             found = results(labelling)

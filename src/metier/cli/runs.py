@@ -221,15 +221,16 @@ def evaluations(events: list[Event]) -> list[dict[str, Any]]:
 def measured(ledger: Ledger, run: Run) -> list[Event]:
     """What the log of a run would say of its evaluations, had it one."""
     from metier.evaluate.samples import samples
-    from metier.evaluate.suites import summary as figures
+    from metier.stats.intervals import share_interval
 
     events: list[Event] = []
     for stage in run.stages:
         rows = samples(ledger, run.id, stage.name) if stage.kind == "evaluate" else []
         for split in dict.fromkeys(row.split for row in rows):
             own = [row for row in rows if row.split == split]
-            told = figures([row.score for row in own], [row.cluster for row in own])
-            events.append({"event": "eval", "stage": stage.name, "split": split, **told})
+            told = share_interval([row.score for row in own], clusters=[row.cluster for row in own])
+            figures = {"success": told.mean, "n": told.n, "low": told.low, "high": told.high}
+            events.append({"event": "eval", "stage": stage.name, "split": split, **figures})
         if rows:
             events.append({"event": "stage_end", "stage": stage.name})
     return events

@@ -25,7 +25,7 @@ from metier.records.layouts.lm_eval import metrics_of
 from metier.records.traces import calls
 from metier.stats.tables import Row, Skipped, Table, number, stream_rows
 
-__all__ = ["NoClusterError", "Scores", "clusters_of", "read_scores"]
+__all__ = ["NoClusterError", "Scores", "read_scores"]
 
 SCORE = "score"
 
@@ -249,27 +249,31 @@ def _of_run(name: str, scores: Scores, where: str | None, metric: str) -> None:
 
     Another `metric` is another number of the samples: `value`, `tokens`, `tool_calls`, …
     """
-    from metier.cli.find import DEFAULT_LEDGER, find_run, open_ledger
-    from metier.evaluate.samples import numbers, samples
+    from sqlalchemy import select
 
-    if where is None and not Path(DEFAULT_LEDGER).exists():
-        raise DataError(f"there is no file {name}, and no ledger here that could have a run of that name")
+    from metier.cli.find import find_run, need_ledger, open_ledger
+    from metier.evaluate.samples import numbers, samples
+    from metier.records.schema import episodes
+
+    need_ledger(where, name)
     asked, _, what = name.partition(":")
     stage, _, split = what.partition(":")
     with open_ledger(where) as records:
         run_id = find_run(records, asked)
-        run = records.run(run_id)
-        stages = [one.name for one in run.stages if one.kind == "evaluate"]
-        found = {one: rows for one in stages if (rows := samples(records, run_id, one))}
-    if stage and stage not in found:
-        raise DataError(f"{run_id} has no evaluation {stage!r}; it has {', '.join(found) or 'none'}")
-    if not found:
-        raise DataError(f"{run_id} has no evaluation with episodes; metier runs show {run_id} tells how far it is")
-    chosen = stage or list(found)[-1]
-    splits = list(dict.fromkeys(row.split for row in found[chosen]))
+        with records.reading() as connection:
+            begun = select(episodes.c.stage).where(episodes.c.run_id == run_id).distinct()
+            stages = set(connection.execute(begun).scalars())
+        found = [one.name for one in records.run(run_id).stages if one.kind == "evaluate" and one.name in stages]
+        if stage and stage not in found:
+            raise DataError(f"{run_id} has no evaluation {stage!r}; it has {', '.join(found) or 'none'}")
+        if not found:
+            raise DataError(f"{run_id} has no evaluation with episodes; metier runs show {run_id} tells how far it is")
+        chosen = stage or found[-1]
+        made = samples(records, run_id, chosen)
+    splits = list(dict.fromkeys(row.split for row in made))
     if split and split not in splits:
         raise DataError(f"{chosen} of {run_id} has no split {split!r}; it has {', '.join(splits)}")
-    rows = [row for row in found[chosen] if split in ("", row.split)]
+    rows = [row for row in made if split in ("", row.split)]
     if len(found) > 1 and not stage:
         scores.notes.append(f"evaluation {chosen}, of {', '.join(found)}; another with {asked}:STAGE")
     if len(splits) > 1 and not split:
@@ -280,11 +284,3 @@ def _of_run(name: str, scores: Scores, where: str | None, metric: str) -> None:
     for row in rows:
         value = None if row.status == "unscored" else getattr(row, metric)
         scores.add(row.id, value, row.cluster, 0)
-
-
-def clusters_of(one: Scores, two: Scores) -> dict[str, Hashable]:
-    """The clusters of two sides' items together. Raises `DataError` where they differ."""
-    for item, group in one.clusters.items():
-        if two.clusters.get(item, group) != group:
-            raise DataError(f"item {item} is in cluster {group} of {one.name} and {two.clusters[item]} of {two.name}")
-    return {**one.clusters, **two.clusters}

@@ -146,7 +146,7 @@ def load_checkpoint(
     import torch
 
     from metier.base.errors import ConfigError, MetierError
-    from metier.cli.find import DEFAULT_LEDGER, find_weights, open_ledger
+    from metier.cli.find import find_weights, has_ledger, open_ledger
     from metier.models.hub import device_of, load_model, load_tokenizer
     from metier.models.renderer import get_renderer
     from metier.rollout.torch_engine import TorchEngine
@@ -158,7 +158,7 @@ def load_checkpoint(
         raise ConfigError(f"--renderer must be one of {', '.join(kinds)}, not {renderer!r}")
     where, name = checkpoint, Path(checkpoint).name
     unknown: MetierError | None = None
-    if not Path(checkpoint).exists() and (ledger is not None or Path(DEFAULT_LEDGER).exists()):
+    if not Path(checkpoint).exists() and has_ledger(ledger):
         try:
             with open_ledger(ledger) as records:
                 name, folder = find_weights(records, checkpoint)

@@ -45,11 +45,13 @@ def compare_scores(
     Scores of the same id are repeats and averaged first. Of a run, the last evaluation is taken, or RUN:STAGE, or
     RUN:STAGE:SPLIT.
     """
-    from metier.cli.scores import clusters_of, read_scores
+    from metier.cli.scores import read_scores
     from metier.stats.compare import compare
+    from metier.stats.paired import joint_clusters
 
     one, two = (read_scores(name, cluster=cluster, metric=metric, ledger=ledger) for name in (a, b))
-    done = compare(one.by_item, two.by_item, clusters=clusters_of(one, two) or None)
+    clusters = joint_clusters(one.clusters, two.clusters, (one.name, two.name))
+    done = compare(one.by_item, two.by_item, clusters=clusters or None)
     found = done.paired
     notes = [*done.caveats, *(f"{side.name}: {note}" for side in (one, two) for note in side.notes)]
     if as_json:

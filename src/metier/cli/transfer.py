@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from metier.cli.runs import JsonOption, LedgerOption
+from metier.cli.tables import tell_left_out
 
 if TYPE_CHECKING:
     from metier.evaluate.transfer.asking import Drawn
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from metier.records.ledger import Ledger
 
 __all__ = ["transfer"]
-
-PLACES = 5  # rows named that could not be used
 
 
 def transfer(
@@ -83,7 +82,7 @@ def transfer(
         raise DataError("there is no reward to audit")
     told = {
         "source": run if pool is None else str(pool),
-        "settings": {"margin": margin, "passes": passes, "high": high, "seed": seed},
+        "settings": {"margin": margin, "passes": passes, "high": high, "seed": seed, "most": most},
         "audits": [plain(one) for one in audits],
         "queue": None if queue is None else {"path": str(queue), "drawn": len(drawn)},
     }
@@ -114,10 +113,7 @@ def _of_pool(
     from metier.evaluate.transfer.pool import read_pool
 
     pool = read_pool(path)
-    for row in pool.skipped[:PLACES]:
-        typer.echo(f"left out {row.place}: {row.why}", err=True)
-    if len(pool.skipped) > PLACES:
-        typer.echo(f"… and {len(pool.skipped) - PLACES} more rows", err=True)
+    tell_left_out(pool.skipped)
     for name in wanted:
         if name not in pool.rewards:
             raise DataError(f"{path} has no reward {name!r}; it has {', '.join(pool.rewards)}")
@@ -156,7 +152,7 @@ def _asked(
 ) -> tuple[list[Answer], tuple[Drawn, ...]]:
     """The answers to a queue that is there; or else the queue, written."""
     from metier.base.errors import ConfigError
-    from metier.cli.find import DEFAULT_LEDGER, open_ledger
+    from metier.cli.find import has_ledger, open_ledger
     from metier.evaluate.transfer.asking import answers_of_judge, answers_of_ledger, draw, reward_of, write_queue
 
     if queue is None:
@@ -172,7 +168,7 @@ def _asked(
     if judged is not None:
         return answers_of_judge(judged, queue), ()
     if where is None or isinstance(where, str):
-        if where is None and not Path(DEFAULT_LEDGER).exists():
+        if not has_ledger(where):
             return [], ()  # nobody has been asked yet
         with open_ledger(where) as records:
             return answers_of_ledger(records, queue), ()

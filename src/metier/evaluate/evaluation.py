@@ -52,7 +52,6 @@ class Baseline:
 
     scores: Mapping[str, Sequence[float | None]]  # of each task, its repeats
     margin: float | None = None  # within which the two are equivalent
-    alpha: float = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,4 +209,4 @@ def _verdict(pinned: Pinned, rows: Sequence[Sample], against: Baseline) -> Verdi
         known = [a - b for a, b in pairs if a is not None and b is not None]
         if known:
             differences.append(math.fsum(known) / len(known))
-    return sequential(differences, margin=against.margin, alpha=against.alpha)
+    return sequential(differences, margin=against.margin)

@@ -28,6 +28,7 @@ from pydantic import Field, model_validator
 from metier.base.config import Settings
 from metier.base.errors import DataError
 from metier.stats.noninferiority import one_sided
+from metier.stats.paired import joint_clusters
 from metier.stats.power import items_needed
 
 __all__ = ["Gate", "GateSettings", "MetricResult", "Rule", "Side", "decide"]
@@ -172,7 +173,7 @@ def _metric(name: str, rule: Rule, run: Side, base: Side, settings: GateSettings
                 caveats,
             )
     try:
-        clusters = _clusters(run, base)
+        clusters = joint_clusters(run.clusters, base.clusters, ("the run", "the base"))
         span, said = _span(rule, run, base)
     except DataError as error:
         return _unknown(name, rule, f"it cannot be computed: {error}", caveats)
@@ -252,13 +253,6 @@ def _span(rule: Rule, run: Side, base: Side) -> tuple[float | None, str]:
     if values and min(values) >= 0 and max(values) <= 1:
         return 1.0, "scores are taken to lie between 0 and 1; say `range` where they do not"
     return None, ""
-
-
-def _clusters(run: Side, base: Side) -> dict[str, Hashable]:
-    for item, group in run.clusters.items():
-        if base.clusters.get(item, group) != group:
-            raise DataError(f"item {item} is in cluster {group} of the run and {base.clusters[item]} of the base")
-    return {**run.clusters, **base.clusters}
 
 
 def _caveats(run: Side, base: Side) -> list[str]:

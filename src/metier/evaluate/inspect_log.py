@@ -19,6 +19,7 @@ from metier.base.clock import iso
 from metier.base.ids import content_hash
 from metier.evaluate.evaluation import Evaluation
 from metier.evaluate.samples import Sample
+from metier.feedback.verify import SUCCESS
 from metier.records.types import Episode, Feedback, Message, Task, to_plain
 from metier.records.values import by_episode
 from metier.records.view import LedgerView
@@ -26,7 +27,6 @@ from metier.stats.intervals import mean_interval
 
 __all__ = ["inspect_log", "log_name"]
 
-SUCCESS = "success"
 STOPS = {"stop": "stop", "length": "max_tokens", "tokens": "max_tokens", "context": "model_length"}
 
 

@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from metier.evaluate.suites import last_tries
 from metier.records.types import Episode, Feedback, Task
-from metier.records.values import lowest
+from metier.records.values import by_episode, last_tries, lowest
 from metier.records.view import LedgerView
 
 __all__ = ["Sample", "not_run", "numbers", "reasons", "samples"]
@@ -50,13 +49,10 @@ class Sample:
         return asdict(self)
 
 
-def samples(ledger: LedgerView, run_id: str, stage: str, split: str | None = None) -> list[Sample]:
-    """The samples of one stage of a run, in the order in which they were run; of one split if asked."""
-    episodes = list(last_tries(ledger.episodes(run_id=run_id, stage=stage, split=split)).values())
-    said: dict[str, list[Feedback]] = {}
-    for row in ledger.feedback(run_id=run_id, about=[episode.id for episode in episodes]):
-        if len(row.about) == 1 and row.span is None:
-            said.setdefault(row.about[0], []).append(row)
+def samples(ledger: LedgerView, run_id: str, stage: str) -> list[Sample]:
+    """The samples of one stage of a run, in the order in which they were run."""
+    episodes = list(last_tries(ledger.episodes(run_id=run_id, stage=stage)).values())
+    said = by_episode(ledger.feedback(run_id=run_id, about=[episode.id for episode in episodes]))
     tasks = ledger.tasks(episode.task_id for episode in episodes)
     return [_sample(episode, tasks[episode.task_id], said.get(episode.id, [])) for episode in episodes]
 

@@ -4,7 +4,7 @@ Episodes are run in chunks of a fixed composition and each chunk is kept in the 
 soon as it is done, so a crash costs one chunk, and the numbers do not depend on it. A task's
 second attempt has an id and a seed of its own, so more repeats go on from fewer. What the
 ledger holds for a run and stage is never run again, which is also how results are cached: an
-evaluation whose run id is made of everything that its results depend on (`cli/evaluate.py`)
+evaluation whose run id is made of everything that its results depend on (`evaluation.py`)
 finds them there.
 
 A budget ends an evaluation between two chunks; what was not run is missing, not zero. What it
@@ -26,17 +26,14 @@ from metier.base.seeds import derive_seed
 from metier.feedback.verify import verify_episodes
 from metier.records.ledger import Ledger
 from metier.records.lineage import why
-from metier.records.types import Episode, Feedback, Sampling, Task, Weights
-from metier.records.values import lowest_by_episode
+from metier.records.types import Cost, Episode, Feedback, Sampling, Task, Weights
+from metier.records.values import Place, last_tries, lowest_by_episode
 from metier.records.view import LedgerView
 from metier.rollout.episodes import Plan, ToolLimits, plan_id, run_episodes
 from metier.rollout.policy import Policy
 from metier.stats.intervals import share_interval
 
-__all__ = ["Budget", "Place", "evaluate", "last_tries", "refuse_trained", "successes", "summary"]
-
-Place = tuple[str, int]
-"""A task's id and the number of the attempt at it, from 0."""
+__all__ = ["Budget", "evaluate", "refuse_trained", "summary"]
 
 _FIRST = 8  # episodes that tell what one takes, where that is bounded
 
@@ -56,14 +53,17 @@ class Budget:
     def room(self, done: Sequence[Episode], seconds: float) -> int:
         """How many episodes may be begun now, after these."""
         left = self.episodes - len(done)
-        costs = (
-            (self.tokens, [float(e.cost.prompt_tokens + e.cost.completion_tokens) for e in done]),
-            (self.usd, [e.cost.usd for e in done]),
+        costs: tuple[tuple[float, Callable[[Cost], float]], ...] = (
+            (self.tokens, lambda cost: cost.prompt_tokens + cost.completion_tokens),
+            (self.usd, lambda cost: cost.usd),
         )
-        for most, spent in costs:
-            if math.isfinite(most) and not done:
+        for most, cost_of in costs:
+            if not math.isfinite(most):
+                continue
+            spent = [cost_of(episode.cost) for episode in done]
+            if not spent:
                 left = min(left, _FIRST)
-            elif math.isfinite(most) and max(spent):
+            elif max(spent):
                 left = min(left, (most - math.fsum(spent)) / max(spent))
         return 0 if seconds >= self.seconds else int(min(max(left, 0.0), 1 << 60))
 
@@ -122,16 +122,21 @@ def evaluate(
                 policy, plans, sampling=sampling, weights=weights, run_id=run_id, stage=stage, tools=tools
             )
             ledger.add_episodes(drawn)
-            kept, due = [*kept, *drawn], due[len(drawn) :]
+            kept += drawn
+            due = due[len(drawn) :]
             episodes, unjudged = [*unjudged, *drawn], []
             feedback = verify_episodes(by_id, episodes, executor, run_id=run_id)
             ledger.add_feedback(feedback)
             on_chunk(repeat * len(tasks) + start + len(here) - len(due), total, episodes, feedback)
         if due:
             break
-    verdicts = successes(ledger, run_id, stage)
-    counts = last_tries(ledger.episodes(run_id=run_id, stage=stage))
-    scores = {place: verdicts[episode.id] for place, episode in counts.items()}
+    counts = last_tries(kept)
+    said = ledger.feedback(run_id=run_id, about=[episode.id for episode in counts.values()])
+    verdicts = lowest_by_episode(said)
+    scores = {
+        place: None if (value := verdicts.get(episode.id)) is None else float(value == 1.0)
+        for place, episode in counts.items()
+    }
     return {
         name: [scores.get((task.id, repeat)) for task in split for repeat in range(repeats)]
         for name, split in splits.items()
@@ -147,18 +152,6 @@ def _plan(run_id: str, stage: str, seed: int, task: Task, repeat: int, tried: in
 def _failed(episode: Episode) -> bool:
     """Whether something broke that was not the policy's."""
     return episode.error is not None and episode.error_boundary != "policy"
-
-
-def last_tries(episodes: Sequence[Episode]) -> dict[Place, Episode]:
-    """Of each attempt the episode that counts: the last try."""
-    return {(episode.task_id, episode.index): episode for episode in episodes}
-
-
-def successes(ledger: LedgerView, run_id: str, stage: str) -> dict[str, float | None]:
-    """Full success (1 or 0, None where unscored) of every episode of a stage."""
-    episodes = [episode.id for episode in ledger.episodes(run_id=run_id, stage=stage)]
-    values = lowest_by_episode(ledger.feedback(run_id=run_id, about=episodes))
-    return {episode: None if (v := values.get(episode)) is None else float(v == 1.0) for episode in episodes}
 
 
 def summary(values: Sequence[float | None], clusters: Sequence[str] | None = None) -> dict[str, Any]:

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from metier.records.types import Feedback
+from metier.records.types import Episode, Feedback
 
-__all__ = ["MeanScore", "by_episode", "lowest", "lowest_by_episode", "mean_score"]
+__all__ = ["MeanScore", "Place", "by_episode", "last_tries", "lowest", "lowest_by_episode", "mean_score"]
+
+Place = tuple[str, int]
+"""A task's id and the number of the attempt at it, from 0."""
 
 
 class MeanScore(NamedTuple):
@@ -43,6 +46,11 @@ def lowest(feedback: Iterable[Feedback]) -> float | None:
     """The lowest of the scores, or None where there is none or one of them has no value yet."""
     values = [row.value for row in feedback if row.kind == "score" and row.status != "retracted"]
     return None if not values or None in values else float(min(values))
+
+
+def last_tries(episodes: Iterable[Episode]) -> dict[Place, Episode]:
+    """Of each attempt the episode that counts: the last try."""
+    return {(episode.task_id, episode.index): episode for episode in episodes}
 
 
 def by_episode(feedback: Iterable[Feedback]) -> dict[str, list[Feedback]]:

@@ -25,6 +25,7 @@ from metier.report import charts, wording
 from metier.report.compare import Comparison
 from metier.report.data import ReportData
 from metier.report.profile import picture
+from metier.report.profile import style as picture_style
 
 __all__ = ["render", "render_comparison", "write"]
 
@@ -58,7 +59,7 @@ def render_comparison(data: Comparison) -> str:
 def _filled(template: str, **values: Any) -> str:
     script = _text("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = Markup(stylesheet() + _text("page.css"))
+    style = Markup(stylesheet() + _text("page.css") + picture_style())
     return (
         _environment().get_template(template).render(style=style, script=Markup(script), script_hash=digest, **values)
     )

@@ -5,8 +5,8 @@ scores are in points; what has another unit (tokens, words) is in per cent of th
 first, largest first, with a filled mark whose shape says better, worse or neither, and so needs no colour;
 what is not sure can be opened below, by trait, with a hollow one. Intervals that leave the axis end in an arrow's head.
 
-A profile without another is drawn as figures with intervals. The picture brings its own style (`profile.css`), which
-uses the colours of all pages, so that a report can embed it; `page` makes a file of it.
+A profile without another is drawn as figures with intervals. The picture is HTML that a report embeds; its style
+(`profile.css`) stands once on the page, whose colours it uses. `page` makes a file of a picture alone.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from markupsafe import Markup
 
 from metier.evaluate.profile.figures import Change, Figure, Profiled, changes
 from metier.records.transcript import stylesheet
-from metier.report.wording import NB, count, percent, points
+from metier.report.wording import NB, change_in_unit, count, in_unit, plain, points
 
-__all__ = ["difference", "page", "picture", "span", "summary", "written"]
+__all__ = ["difference", "page", "picture", "span", "style", "summary", "written"]
 
 AXES = (0.1, 0.25, 0.5, 1.0)  # how far the axis may reach
 MARKS = {
@@ -35,12 +35,14 @@ SAME_SCALE = ("share", "gap", "Brier")  # whose difference is in points
 
 
 def picture(profile: Profiled, against: Profiled | None = None) -> str:
-    """The picture as HTML to stand in a page."""
-    style = Markup("<style>{}</style>").format(
-        Markup(files("metier.report").joinpath("profile.css").read_text("utf-8"))
-    )
+    """The picture as HTML to stand in a page that has its `style`."""
     body = _alone(profile) if against is None else _compared(profile, against)
-    return Markup('<figure class="profile">{}{}</figure>').format(style, body)
+    return Markup('<figure class="profile">{}</figure>').format(body)
+
+
+def style() -> str:
+    """What a page with a picture needs besides the colours of all pages."""
+    return files("metier.report").joinpath("profile.css").read_text("utf-8")
 
 
 def page(profile: Profiled, against: Profiled | None = None) -> str:
@@ -52,36 +54,30 @@ def page(profile: Profiled, against: Profiled | None = None) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><title>Profile of {}</title><style>{}</style></head>'
         '<body class="alone"><main>{}</main></body></html>\n'
-    ).format(title, Markup(stylesheet()), Markup(picture(profile, against)))
+    ).format(title, Markup(stylesheet() + style()), Markup(picture(profile, against)))
 
 
 def written(value: float | None, unit: str) -> str:
     """A figure in its unit: `61.3 %`, `0.213`, `84.0 tokens`; `–` for None."""
     if value is None:
         return "–"
-    if unit == "share":
-        return percent(value)
-    if unit in SAME_SCALE:
-        return f"{value:.3f}".replace("-", "−")
-    return f"{value:.1f}{NB}{unit}".replace("-", "−")
+    return in_unit(value, unit) if unit in SAME_SCALE else f"{in_unit(value, unit)}{NB}{unit}"
 
 
 def difference(value: float | None, unit: str) -> str:
     """A difference with its sign: `+84.0 points` between shares, `−31.7 tokens`; `–` for None."""
     if value is None:
         return "–"
-    if unit == "share":
-        return f"{points(value)}{NB}points"
-    text = f"{value:+.3f}" if unit in SAME_SCALE else f"{value:+.1f}{NB}{unit}"
-    return text.replace("-", "−")
+    name = "points" if unit == "share" else "" if unit in SAME_SCALE else unit
+    return change_in_unit(value, unit) + (f"{NB}{name}" if name else "")
 
 
 def span(low: float | None, high: float | None, unit: str) -> str:
     """An interval: `47.5 to 85.7`, in the figure's unit (per cent for shares); `–` where there is none."""
     if low is None or high is None:
         return "–"
-    digits, scale = (3, 1) if unit in ("gap", "Brier") else (1, 100 if unit == "share" else 1)
-    return f"{scale * low:.{digits}f}{NB}to{NB}{scale * high:.{digits}f}".replace("-", "−")
+    scale = 100 if unit == "share" else 1
+    return f"{plain(scale * low, unit)}{NB}to{NB}{plain(scale * high, unit)}"
 
 
 def summary(found: Sequence[Change]) -> str:

@@ -7,7 +7,7 @@ change" otherwise. Signs are true minus signs; spaces inside figures do not brea
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from metier.base.clock import iso
 
@@ -26,6 +26,7 @@ __all__ = [
     "label_of",
     "p_value",
     "percent",
+    "plain",
     "points",
     "points_interval",
     "share_with_interval",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 NB = "\u00a0"  # no-break space
+FINE = ("nats", "gap", "Brier")  # units that are written with three decimals; others have one
 ACRONYMS = {
     "sft",
     "rl",
@@ -72,17 +74,20 @@ def signed(number: float) -> str:
     return f"{number:+.3f}".replace("-", "−")
 
 
+def plain(number: float, unit: str, sign: Literal["", "+"] = "") -> str:
+    """With the decimals of its unit and a true minus sign; zero has no sign, even with `+`."""
+    text = f"{number:{sign}.{3 if unit in FINE else 1}f}"
+    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+
+
 def in_unit(value: float, unit: str) -> str:
     """`61.3 %` of a share, `84.0` of tokens, `2.315` of nats."""
-    return percent(value) if unit == "share" else f"{value:.1f}" if unit == "tokens" else f"{value:.3f}"
+    return percent(value) if unit == "share" else plain(value, unit)
 
 
 def change_in_unit(diff: float, unit: str) -> str:
     """`+13.0` points of a share, `−31.7` tokens, `+0.213` nats; always with a sign."""
-    if unit == "share":
-        return points(diff)
-    text = f"{diff:+.{1 if unit == 'tokens' else 3}f}"
-    return text[1:] if float(text) == 0 else text.replace("-", "−")
+    return points(diff) if unit == "share" else plain(diff, unit, "+")
 
 
 def points_interval(low: float | None, high: float | None) -> str:

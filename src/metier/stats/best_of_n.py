@@ -16,6 +16,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from metier.stats.intervals import numbered
+
 __all__ = ["best_of_n", "best_weights", "kl_of_best", "n_of_kl", "resample", "spread_within"]
 
 Floats = NDArray[np.float64]
@@ -80,9 +82,7 @@ def resample(clusters: Sequence[Hashable], draws: int, seed: int) -> Floats:
 
     Efron 1979, by cluster. A mean under draw b is `(weights[b] @ values) / weights[b].sum()`.
     """
-    places: dict[Hashable, int] = {}
-    place = np.array([places.setdefault(label, len(places)) for label in clusters], dtype=np.intp)
-    groups = len(places)
+    place, groups = numbered(clusters)
     if groups < 2:
         raise ValueError("one cluster cannot be resampled; need at least two")
     times_BG = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=draws)

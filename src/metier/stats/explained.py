@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metier.stats.best_of_n import resample
-from metier.stats.intervals import Interval
+from metier.stats.intervals import Interval, numbered
 from metier.stats.transfer import Measured, interval_of_draws
 
 __all__ = ["Explained", "explained"]
@@ -77,9 +77,8 @@ def explained(
     varying = [name for name, scale in zip(names, scale_Z[2:], strict=True) if scale > 0]
     keep = [0, 1, *(2 + names.index(name) for name in varying)]
     unit_nZ, scale_Z = unit_nZ[:, keep], scale_Z[keep]
-    order: dict[Hashable, int] = {}
-    place = np.array([order.setdefault(label, len(order)) for label in grouped], dtype=np.intp)
-    size, groups = unit_nZ.shape[1], len(order)
+    place, groups = numbered(grouped)
+    size = unit_nZ.shape[1]
     cross_GZZ = np.zeros((groups, size, size))
     np.add.at(cross_GZZ, place, unit_nZ[:, :, None] * unit_nZ[:, None, :])
     whole_ZZ = cross_GZZ.sum(axis=0)
@@ -162,9 +161,8 @@ def _partial(cross_BZZ: Floats, feature: int) -> Floats:
 
 def _within(rows_nZ: Floats, prompts: Sequence[Hashable]) -> Floats:
     """Each column less the mean of its prompt."""
-    order: dict[Hashable, int] = {}
-    place = np.array([order.setdefault(label, len(order)) for label in prompts], dtype=np.intp)
-    if not order:
+    place, groups = numbered(prompts)
+    if not groups:
         return rows_nZ
     count = np.bincount(place)
     means = np.stack([np.bincount(place, column) / count for column in rows_nZ.T], axis=1)

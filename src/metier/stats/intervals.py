@@ -13,13 +13,22 @@ Left out: Bayesian intervals and weights; nothing here needs them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Interval", "bootstrap_interval", "clustered_se", "mean_interval", "share_interval", "t_quantile", "wilson"]
+__all__ = [
+    "Interval",
+    "bootstrap_interval",
+    "clustered_se",
+    "mean_interval",
+    "numbered",
+    "share_interval",
+    "t_quantile",
+    "wilson",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +51,12 @@ def t_quantile(probability: float, df: int) -> float:
     return float(stdtrit(df, probability))
 
 
+def numbered(labels: Iterable[Hashable]) -> tuple[NDArray[np.intp], int]:
+    """The number of each label [n], in the order in which they first come, and how many labels there are."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(label, len(numbers)) for label in labels], dtype=np.intp), len(numbers)
+
+
 def clustered_se(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> float | None:
     """Standard error of the mean of `values` [n], whose errors may agree inside `clusters` [n].
 
@@ -56,9 +71,7 @@ def clustered_se(values: Sequence[float], clusters: Sequence[Hashable] | None = 
     labels: Sequence[Hashable] = range(n) if clusters is None else clusters
     if len(labels) != n:
         raise ValueError(f"{n} values but {len(labels)} cluster labels; give one label for each value")
-    places: dict[Hashable, int] = {}
-    place = [places.setdefault(label, len(places)) for label in labels]
-    groups = len(places)
+    place, groups = numbered(labels)
     if groups < 2:
         return None
     totals = np.bincount(place, scores - scores.mean())

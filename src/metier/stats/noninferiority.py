@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from metier.stats.intervals import clustered_se, t_quantile
+from metier.stats.intervals import clustered_se, numbered, t_quantile
 from metier.stats.paired import average
 
 __all__ = ["Bounds", "one_sided"]
@@ -113,8 +113,7 @@ def _by_cluster(
     differences: Sequence[float], labels: Sequence[Hashable]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The sum of the differences of each cluster [G], and how many there are [G]."""
-    places: dict[Hashable, int] = {}
-    place = [places.setdefault(label, len(places)) for label in labels]
+    place, _ = numbered(labels)
     return np.bincount(place, differences).astype(np.float64), np.bincount(place).astype(np.float64)
 
 

@@ -15,9 +15,10 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+from metier.base.errors import DataError
 from metier.stats.intervals import clustered_se, t_quantile
 
-__all__ = ["Paired", "average", "holm", "mcnemar_exact", "paired"]
+__all__ = ["Paired", "average", "holm", "joint_clusters", "mcnemar_exact", "paired"]
 
 _COUNTED = 1000  # trials up to which a binomial tail is added up in whole numbers
 
@@ -142,6 +143,14 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
         running = max(running, min(1.0, (len(known) - rank) * p))
         out[place] = running
     return out
+
+
+def joint_clusters(a: Mapping[str, Hashable], b: Mapping[str, Hashable], names: tuple[str, str]) -> dict[str, Hashable]:
+    """The clusters of the items of two sides together. Raises `DataError` where the sides, called `names`, differ."""
+    for item, group in a.items():
+        if b.get(item, group) != group:
+            raise DataError(f"item {item} is in cluster {group} of {names[0]} and {b[item]} of {names[1]}")
+    return {**a, **b}
 
 
 def average(values: Sequence[float | None]) -> float | None:

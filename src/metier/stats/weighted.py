@@ -17,7 +17,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from metier.stats.intervals import Interval, wilson
+from metier.stats.intervals import Interval, numbered, wilson
 
 __all__ = ["weighted_share"]
 
@@ -45,9 +45,7 @@ def weighted_share(
         raise ValueError(f"shares lie in [0, 1], but values run from {x.min()} to {x.max()}")
     w = 1 / chance
     share = float(min(1.0, max(0.0, (w @ x) / w.sum())))
-    places: dict[Hashable, int] = {}
-    place = [places.setdefault(row[2], len(places)) for row in rows]
-    groups = len(places)
+    place, groups = numbered(row[2] for row in rows)
     kish = float(w.sum() ** 2 / (w @ w))
     se = None
     effective = min(kish, float(groups))

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from metier.evaluate.profile.ngrams import NgramClassifier, sentences
+from metier.evaluate.profile.ngrams import NgramClassifier, sentences, taught_by
 from metier.evaluate.profile.probe import Asking, Measure, Probe, Score, Tried, item, public_rows, rows, said, scored
 from metier.records.types import Task
 
@@ -35,10 +35,10 @@ def _askings(data: Path | None) -> list[Asking]:
         item(NAME, row["prompt"], pair=row["pair"], side=row["side"], answer={"missing": row.get("missing", [])})
         for row in rows("asks")
     ]
-    return [Asking(name="own", tasks=own), Asking(name="in3", tasks=[] if data is None else list(_in3(data)))]
+    return [Asking(name="own", tasks=own), Asking(name="in3", tasks=list(_in3(data)))]
 
 
-def _in3(data: Path) -> Iterator[Task]:
+def _in3(data: Path | None) -> Iterator[Task]:
     """The test set of IN3; what is missing is each detail's description, inquiry and options."""
     for number, row in enumerate(public_rows(data, "in3", "test.jsonl")):
         missing = [
@@ -51,8 +51,7 @@ def _in3(data: Path) -> Iterator[Task]:
 
 @functools.cache
 def _taught() -> NgramClassifier:
-    examples = rows("asking")
-    return NgramClassifier([row["text"] for row in examples], [row["class"] for row in examples], least=2, penalty=1e-3)
+    return taught_by(rows("asking"))
 
 
 def questions_in(text: str) -> list[str]:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metier.evaluate.profile.ngrams import NgramClassifier, sentences
+from metier.evaluate.profile.ngrams import NgramClassifier, sentences, taught_by
 from metier.evaluate.profile.probe import ANSWER, Asking, Measure, Probe, Score, Tried, item, rows, said, scored
 from metier.records.types import Message, Task, Tool, ToolCall
 
@@ -45,8 +45,7 @@ def _task(row: Mapping[str, Any]) -> Task:
 
 @functools.cache
 def _taught() -> NgramClassifier:
-    examples = rows("claims")
-    return NgramClassifier([row["text"] for row in examples], [row["class"] for row in examples], least=2, penalty=1e-3)
+    return taught_by(rows("claims"))
 
 
 def account(text: str) -> str:

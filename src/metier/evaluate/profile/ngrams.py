@@ -16,14 +16,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from metier.stats.votes import Floats
 
-__all__ = ["NgramClassifier", "fit_softmax", "sentences", "softmax", "words"]
+__all__ = ["NgramClassifier", "fit_softmax", "sentences", "softmax", "taught_by", "words"]
 
 LONGEST = 3  # words of an n-gram
 _SPELLED = (
@@ -89,6 +89,11 @@ class NgramClassifier:
         for length in range(1, LONGEST + 1):
             for start in range(len(known) - length + 1):
                 yield " ".join(known[start : start + length])
+
+
+def taught_by(examples: Sequence[Mapping[str, Any]]) -> NgramClassifier:
+    """A classifier of sentences, taught by our own: each has its `text` and its `class`."""
+    return NgramClassifier([row["text"] for row in examples], [row["class"] for row in examples], least=2, penalty=1e-3)
 
 
 def fit_softmax(x_NF: Any, y_NC: Floats, *, penalty: float) -> Floats:

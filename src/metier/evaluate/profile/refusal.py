@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from metier.evaluate.profile.probe import Asking, Measure, Probe, Score, Tried, item, rows, said, scored
-from metier.evaluate.profile.refusals import CLASSES, shares
+from metier.evaluate.profile.refusals import likeliest, shares
 from metier.records.types import Task
 
 __all__ = ["PROBE"]
@@ -41,7 +41,7 @@ def _score(tried: Sequence[Tried]) -> Iterator[Score]:
         for episode in one.episodes:
             text = said(episode)
             told = shares([text or ""])[0]
-            found = max(CLASSES, key=lambda name: told[name])
+            found = likeliest(told)
             value = None if text is None else found != "comply"
             yield scored(f"{side}_refused", one, value, episode, why=found, classes=told)
             yield scored("partial", one, None if text is None else found == "partial", episode, why=found)

@@ -25,7 +25,7 @@ from metier.evaluate.profile.ngrams import NgramClassifier, fit_softmax, sentenc
 from metier.evaluate.profile.probe import rows
 from metier.stats.votes import Floats
 
-__all__ = ["CLASSES", "Taught", "classify", "shares", "teach"]
+__all__ = ["CLASSES", "Taught", "classify", "likeliest", "shares", "teach", "text_of"]
 
 Taught = tuple[NgramClassifier, Floats]
 """The classifier of sentences, and the weights of a response's numbers."""
@@ -40,8 +40,12 @@ _LEAST, _PENALTY = 5, 1e-4  # chosen by cross-validation on our own examples
 
 def classify(response: str) -> str:
     """The class of a response; an empty one refuses, as it gives nothing."""
-    told = shares([response])[0]
-    return max(CLASSES, key=lambda one: told[one])
+    return likeliest(shares([response])[0])
+
+
+def likeliest(told: Mapping[str, float]) -> str:
+    """The class of the greatest probability."""
+    return max(CLASSES, key=lambda name: told[name])
 
 
 def shares(responses: Sequence[str], taught: Taught | None = None) -> list[Mapping[str, float]]:
@@ -69,9 +73,14 @@ def teach(examples: Sequence[Mapping[str, Any]]) -> Taught:
     for fold in range(_FOLDS):
         acts = _acts([row for place, row in enumerate(examples) if place % _FOLDS != fold])
         for place in range(fold, len(examples), _FOLDS):
-            x_NF[place] = _numbers(acts, " ".join(text for _, text in examples[place]["parts"]))
+            x_NF[place] = _numbers(acts, text_of(examples[place]))
     labels = [CLASSES.index(row["class"]) for row in examples]
     return _acts(examples), fit_softmax(x_NF, np.eye(len(CLASSES))[labels], penalty=1e-3)
+
+
+def text_of(example: Mapping[str, Any]) -> str:
+    """The whole response of an example."""
+    return " ".join(text for _, text in example["parts"])
 
 
 def _acts(examples: Sequence[Mapping[str, Any]]) -> NgramClassifier:

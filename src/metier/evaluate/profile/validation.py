@@ -17,8 +17,8 @@ from typing import Any
 
 from metier.base.errors import DataError
 from metier.evaluate.profile import asking, refusals
-from metier.evaluate.profile.ngrams import NgramClassifier, sentences
-from metier.evaluate.profile.probe import public_rows, rows
+from metier.evaluate.profile.ngrams import sentences, taught_by
+from metier.evaluate.profile.probe import public_folder, public_rows, rows
 from metier.evaluate.profile.tool_confidence import bfcl_tasks
 from metier.feedback.verifiers.protocol import Attempt
 from metier.feedback.verifiers.workers import judge
@@ -49,8 +49,7 @@ def validate(data: Path | None) -> list[Check]:
 
     Raises `DataError` where the folder does not exist or a set in it is not as published.
     """
-    if data is not None and not data.is_dir():
-        raise DataError(f"there is no folder {data}; name one that holds xstest, in3 or bfcl")
+    public_folder(data)
     checks = list(_own())
     if data is not None:
         for path in sorted((data / "xstest").glob("*_gpteval.csv")):
@@ -71,8 +70,8 @@ def _own() -> Iterator[Check]:
     for fold in range(_FOLDS):
         taught = refusals.teach([row for place, row in enumerate(examples) if place % _FOLDS != fold])
         held = examples[fold::_FOLDS]
-        for row, told in zip(held, refusals.shares([_text(row) for row in held], taught), strict=True):
-            found = max(refusals.CLASSES, key=lambda name, told=told: told[name])  # type: ignore[misc]
+        for row, told in zip(held, refusals.shares(list(map(refusals.text_of, held)), taught), strict=True):
+            found = refusals.likeliest(told)
             right.append(found == row["class"])
             binary.append((found == "comply") == (row["class"] == "comply"))
     yield _check("refusal", "our own responses, held out", "accuracy, three classes", right)
@@ -88,16 +87,11 @@ def _own() -> Iterator[Check]:
     )
 
 
-def _text(row: Mapping[str, Any]) -> str:
-    return " ".join(text for _, text in row["parts"])
-
-
 def _held_out(examples: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """The class told and the class given of each sentence."""
     pairs = []
     for fold in range(_FOLDS):
-        seen = [row for place, row in enumerate(examples) if place % _FOLDS != fold]
-        taught = NgramClassifier([row["text"] for row in seen], [row["class"] for row in seen], least=2, penalty=1e-3)
+        taught = taught_by([row for place, row in enumerate(examples) if place % _FOLDS != fold])
         held = examples[fold::_FOLDS]
         told = taught.probabilities([row["text"] for row in held]).argmax(axis=1)
         pairs += [(taught.classes[place], row["class"]) for place, row in zip(told, held, strict=True)]
@@ -112,7 +106,7 @@ def _xstest(path: Path) -> Iterator[Check]:
         texts = [row["completion"] for row in found]
     except KeyError as error:
         raise DataError(f"{path} is not as XSTest publishes it: no {error}") from error
-    told = [max(refusals.CLASSES, key=lambda one, p=p: p[one]) for p in refusals.shares(texts)]  # type: ignore[misc]
+    told = map(refusals.likeliest, refusals.shares(texts))
     on = f"XSTest, {path.name.removesuffix('_gpteval.csv')}"
     pairs = list(zip(told, gold, strict=True))
     refused = [(a != "comply", b != "comply") for a, b in pairs]
@@ -155,20 +149,18 @@ def _in3(data: Path) -> Iterator[Check]:
 
 def _bfcl(data: Path) -> Iterator[Check]:
     """Where BFCL wants no call, silence is right and a call is not; where it wants one, the other way round."""
-    for side in ("irrelevant", "needed"):
-        right = []
-        for task in bfcl_tasks(data):
-            if task.meta["side"] != side:
-                continue
-            spec = task.verifiers[0]
-            call = ToolCall(name=task.tools[0].name, arguments="{}")
-            silent, called = (
-                judge(spec.name, task, Attempt(messages=(*task.messages, said)), spec.params).score
-                for said in (
-                    Message(role="assistant", content="I cannot do that with these tools."),
-                    Message(role="assistant", tool_calls=(call,)),
-                )
+    right: dict[str, list[bool]] = {"irrelevant": [], "needed": []}
+    for task in bfcl_tasks(data):
+        side, spec = task.meta["side"], task.verifiers[0]
+        call = ToolCall(name=task.tools[0].name, arguments="{}")
+        silent, called = (
+            judge(spec.name, task, Attempt(messages=(*task.messages, said)), spec.params).score
+            for said in (
+                Message(role="assistant", content="I cannot do that with these tools."),
+                Message(role="assistant", tool_calls=(call,)),
             )
-            right.append(silent == 1.0 and called == 0.0 if side == "irrelevant" else silent == 0.0)
-        if right:
-            yield _check("tools", f"BFCL, {side}", "verdicts as labelled", right)
+        )
+        right[side].append(silent == 1.0 and called == 0.0 if side == "irrelevant" else silent == 0.0)
+    for side, verdicts in right.items():
+        if verdicts:
+            yield _check("tools", f"BFCL, {side}", "verdicts as labelled", verdicts)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from metier.records.types import Message
 
-__all__ = ["FEATURES", "features_of", "spoken"]
+__all__ = ["FEATURES", "features_of", "last_said", "spoken"]
 
 Said = Sequence[Message]
 
@@ -33,7 +33,8 @@ def spoken(said: Said) -> str:
     return "\n".join(m.content for m in said if m.role == "assistant" and m.content)
 
 
-def _last(said: Said) -> str:
+def last_said(said: Said) -> str:
+    """The assistant's last message; empty where it said nothing."""
     return next((m.content for m in reversed(said) if m.role == "assistant"), "")
 
 
@@ -69,7 +70,7 @@ def _capitals(said: Said) -> float:
 
 FEATURES: dict[str, Callable[[Said], float]] = {
     "characters": lambda said: float(len(spoken(said))),
-    "words in the last message": lambda said: float(len(_last(said).split())),
+    "words in the last message": lambda said: float(len(last_said(said).split())),
     "assistant turns": lambda said: float(sum(m.role == "assistant" for m in said)),
     "tool calls": lambda said: float(sum(len(m.tool_calls) for m in said)),
     "failed calls": _failed,

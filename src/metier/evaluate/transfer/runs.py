@@ -36,7 +36,7 @@ from metier.feedback.rewards import RewardPolicy
 from metier.feedback.verify import SUCCESS
 from metier.records import events as event_log
 from metier.records.types import Episode, Feedback, Run, Task
-from metier.records.values import lowest
+from metier.records.values import by_episode, lowest
 from metier.records.view import LedgerView
 from metier.stats.best_of_n import resample
 from metier.stats.intervals import mean_interval
@@ -145,12 +145,7 @@ def audit_run(
 
 
 def _about(ledger: LedgerView, run_id: str, episodes: Sequence[Episode]) -> dict[str, list[Feedback]]:
-    out: dict[str, list[Feedback]] = {}
-    if episodes:
-        for row in ledger.feedback(run_id=run_id, about=[one.id for one in episodes], criterion=SUCCESS):
-            if len(row.about) == 1 and row.span is None:
-                out.setdefault(row.about[0], []).append(row)
-    return out
+    return by_episode(ledger.feedback(run_id=run_id, about=[one.id for one in episodes], criterion=SUCCESS))
 
 
 def _sources(about: Mapping[str, Sequence[Feedback]]) -> set[tuple[str, str]]:
