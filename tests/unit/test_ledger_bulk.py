@@ -100,6 +100,11 @@ def everything(ledger: Ledger) -> list[Feedback]:
     return ledger.feedback(current=False)
 
 
+def by_id(statements: list[Feedback]) -> list[Feedback]:
+    """The order in which the rows of one transaction are written."""
+    return sorted(statements, key=lambda one: one.id)
+
+
 # --- Arrow ------------------------------------------------------------------------------
 
 
@@ -108,11 +113,13 @@ def test_arrow_is_another_way_to_the_same_records(ledger: Ledger, monkeypatch: p
     assert table.schema == SCHEMA
     assert [statement_of(row) for row in table.to_pylist()] == STATEMENTS
     monkeypatch.setattr(arrow, "_ROWS", 5)  # several transactions
+    written = [one for start in range(0, len(STATEMENTS), 5) for one in by_id(STATEMENTS[start : start + 5])]
+    assert written != STATEMENTS
     assert ledger.append_arrow(table) == len(STATEMENTS)
-    assert everything(ledger) == STATEMENTS
+    assert everything(ledger) == written
     assert ledger.append_arrow(table) == 0, "again changes nothing"
     ledger.add_feedback(STATEMENTS)  # and these are the same records
-    assert everything(ledger) == STATEMENTS
+    assert everything(ledger) == written
     assert check(ledger) == []
     assert [f.id for f in ledger.feedback(about=["e3"])] == ["f4"]
     assert [f.id for f in ledger.feedback(source=ANNA.name)] == ["f2"]
@@ -122,7 +129,7 @@ def test_a_table_of_which_some_rows_are_known(ledger: Ledger) -> None:
     ledger.add_feedback(STATEMENTS[:4])
     (table,) = to_arrow(STATEMENTS)
     assert ledger.append_arrow(table) == len(STATEMENTS) - 4
-    assert everything(ledger) == STATEMENTS
+    assert everything(ledger) == [*STATEMENTS[:4], *by_id(STATEMENTS[4:])]
     assert check(ledger) == []
 
 

@@ -378,7 +378,10 @@ def test_feedback_goes_out_and_in(tmp_path: Path, name: str) -> None:
         two.add_episodes(one.episodes())
         assert import_files(two, [tmp_path / name]).feedback == extra.feedback
         when = {f.id: f.created_at for f in statements(two)}  # each ledger's own
-        assert statements(two) == [dataclasses.replace(f, created_at=when[f.id]) for f in before]
+        again = [dataclasses.replace(f, created_at=when[f.id]) for f in before]
+        if name.endswith((".parquet", ".arrow")):  # what was new is written in the order of ids
+            again[-extra.feedback :] = sorted(again[-extra.feedback :], key=lambda one: one.id)
+        assert statements(two) == again
         assert check(two) == []
 
 

@@ -5,7 +5,9 @@ statement may say is JSON in `value_json`. `about` is a list of episode ids. Wha
 lacks is null; only `id`, `about`, `criterion`, `kind` and the source must be there.
 
 `append` never makes a record: what it writes is composed from whole columns in Arrow, so
-that the database is what takes the time. It checks what the record checks.
+that the database is what takes the time. It checks what the record checks. Rows are
+written in the order of their ids, as far as they stand in one transaction: that spares the
+database a jump in the index for each row. When something was said, `created_at` tells.
 """
 
 from __future__ import annotations
@@ -122,6 +124,7 @@ def append(ledger: Ledger, sorts: Sorts, table: pa.Table) -> int:
     for start in range(0, table.num_rows, _ROWS):
         chunk = table.slice(start, _ROWS).combine_chunks()
         _check(chunk, start)
+        chunk = chunk.take(pc.sort_indices(chunk["id"]))
         with ledger.writing(bulk=True) as connection:
             added += _append(connection, sorts, chunk)
     return added
