@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "preferences.md")
     options = parser.parse_args()
     recipe = load_yaml(find_recipe("preferences"), Recipe)
+    (a_task,) = (stage.pairs for stage in recipe.stages if stage.kind == "crowd")
     pairs: dict[int, list[Pair]] = {}
     rewards: dict[str, Scores] = {arm: {} for arm in ARMS}
     chances: dict[str, tuple[list[float], list[float]]] = {arm: ([], []) for arm in ARMS}
@@ -135,7 +136,7 @@ def main() -> None:
         )
         done = {path.stem: json.loads(path.read_text()) for path in (result.folder / "stages").glob("*.json")}
         with Ledger.open(where) as ledger:
-            pairs[seed] = pairs_of_truth(ledger, result.run_id, "answers", 3, seed)
+            pairs[seed] = pairs_of_truth(ledger, result.run_id, "answers", a_task, seed)
             for arm in ARMS:
                 for one in done[f"measure-{arm}"]["pairs"]:
                     rewards[arm][f"{seed}/{one['id']}"] = (one["cluster"], one["score"])

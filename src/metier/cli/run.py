@@ -17,7 +17,8 @@ def run(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A YAML file, or the name of a packaged recipe: desk, desk-small, math, code or code-repair."
+            help="A YAML file, or the name of a packaged recipe: desk, desk-small, math, code, code-repair or"
+            " preferences."
         ),
     ],
     folder: Annotated[
