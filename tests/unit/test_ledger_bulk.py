@@ -10,9 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from sqlalchemy import text
 
 from metier.base.errors import DataError, LedgerError
-from metier.records import arrow, moments, view
+from metier.records import arrow, moments, rows, view
 from metier.records.arrow import SCHEMA, statement_of, to_arrow
 from metier.records.check import check
 from metier.records.ledger import Ledger
@@ -131,6 +132,30 @@ def test_a_table_of_which_some_rows_are_known(ledger: Ledger) -> None:
     assert ledger.append_arrow(table) == len(STATEMENTS) - 4
     assert everything(ledger) == [*STATEMENTS[:4], *by_id(STATEMENTS[4:])]
     assert check(ledger) == []
+
+
+def test_the_planner_of_postgresql_knows_how_large_the_tables_are(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted(table: str) -> float:
+        with ledger.reading() as connection:
+            found = text(f"SELECT reltuples FROM pg_class WHERE oid = '{table}'::regclass")
+            return float(connection.execute(found).scalar_one())
+
+    with ledger.reading() as connection:
+        if connection.dialect.name == "sqlite":
+            pytest.skip("SQLite reads by its indexes without statistics")
+    tables = ("feedback", "feedback_payloads", "episodes")
+    assert {counted(table) for table in tables} == {-1.0}, "nobody has counted"
+    monkeypatch.setattr(rows, "_UNCOUNTED", 10)
+    ledger.add_episodes([episode(f"more{n}") for n in range(20)])
+    (table,) = to_arrow(said(f"s{n:02}") for n in range(40))
+    ledger.append_arrow(table)
+    assert [counted(table) for table in tables] == [40.0, 40.0, 23.0]
+    ledger.add_feedback([said(f"t{n}") for n in range(9)])
+    assert counted("feedback") == 40.0, "less than a quarter more"
+    ledger.add_feedback([said(f"t{n}") for n in range(20)])
+    assert counted("feedback") == 60.0
 
 
 def test_a_table_needs_few_columns_and_any_type_of_text(ledger: Ledger) -> None:

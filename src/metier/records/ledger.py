@@ -39,6 +39,7 @@ from metier.records.payloads import ERASABLE, layout_of
 from metier.records.rows import (
     TABLES,
     check_text,
+    count_anew,
     erased_among,
     erased_members,
     insert_feedback,
@@ -202,6 +203,7 @@ class Ledger(LedgerView):
                     "created_at": e.created_at,
                 },
             )
+            count_anew(connection, schema.episodes, schema.episode_payloads)
 
     def add_feedback(self, feedback: Sequence[Feedback]) -> None:
         """Add feedback. The episodes it is about must be in the ledger, and so must what it supersedes (or be given

@@ -27,6 +27,7 @@ from sqlalchemy import (
     insert,
     literal,
     select,
+    text,
 )
 
 from metier.base.clock import now
@@ -50,6 +51,7 @@ __all__ = [
     "STALE",
     "TABLES",
     "check_text",
+    "count_anew",
     "erased_among",
     "erased_members",
     "feedback_ids_about",
@@ -70,6 +72,7 @@ __all__ = [
 
 STALE = "stale"
 _FEW = 50  # values that are given one by one, which needs no list
+_UNCOUNTED = 10_000  # rows from which on it matters what PostgreSQL knows of their number
 
 TABLES: dict[type[Any], Table] = {
     Run: schema.runs,
@@ -282,6 +285,20 @@ def insert_feedback(
         (schema.feedback_about, about),
     ):
         insert_many(connection, table, table.c.keys(), given)
+    count_anew(connection, schema.feedback, schema.feedback_payloads, schema.feedback_about)
+
+
+def count_anew(connection: Connection, table: Table, *beside: Table) -> None:
+    """Have PostgreSQL's planner count a table, and those beside it, that grew by a quarter since it last did.
+
+    Its own daemon does so too, but comes a minute late; until then a few rows may cost a read of the whole table.
+    """
+    if connection.dialect.name == "sqlite":
+        return
+    known = f"SELECT reltuples FROM pg_class WHERE oid = '{table.name}'::regclass"
+    last, counted = connection.execute(text(f"SELECT (SELECT max(seq) FROM {table.name}), ({known})")).one()
+    if last is not None and last >= _UNCOUNTED and last > 1.25 * counted:
+        connection.execute(text(f"ANALYZE {', '.join(one.name for one in (table, *beside))}"))
 
 
 def check_text(value: str) -> None:
