@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from metier.base.config import load_yaml
-from metier.base.errors import ConfigError
+from metier.base.errors import ConfigError, DataError
+from metier.evaluate.suites import refuse_trained
 from metier.recipes.runner import run
 from metier.recipes.settings import Recipe
 from metier.records.events import read, steps
@@ -40,13 +41,13 @@ RL = {
 }  # fmt: skip
 
 
-def done(model: Path, folder: Path, **given: Any) -> tuple[Path, list[dict[str, Any]]]:
-    """The run's folder and the events of its steps."""
+def done(model: Path, folder: Path, own: Any = "holds_e", **given: Any) -> tuple[Path, list[dict[str, Any]]]:
+    """The run's folder and the events of its steps; `own` is the tasks' verifier."""
     rows = []
     for split, n in (("heldout", 2), ("train", 48)):
         for number in range(n):
             chat = [{"role": "user", "content": f"Say a word, {split} {number}."}]
-            rows.append(json.dumps({"messages": chat, "verifier": "holds_e", "split": split}))
+            rows.append(json.dumps({"messages": chat, "verifier": own, "split": split}))
     (folder / "tasks.jsonl").write_text("\n".join(rows))
     (folder / "plugin.py").write_text(PLUGIN)
     recipe = {
@@ -135,6 +136,32 @@ def test_groups_without_signal_are_replaced(tiny_model: Path, tmp_path: Path) ->
         kept = ledger.groups()
         assert len(kept) == sum(e["groups"] for e in told)
         assert len({g.task_id for g in kept}) == len(kept)  # a replacement is another task
+
+
+def test_a_stage_may_learn_from_other_verifiers_than_those_of_its_tasks(tiny_model: Path, tmp_path: Path) -> None:
+    """As from a reward model: what the tasks' own verifiers would say is not in the reward, and stays held-out gold."""
+    own = {"name": "exact", "answer": "no word of this model"}
+    folder, told = done(tiny_model, tmp_path, own=own, method="grpo", steps=8, verifiers=[{"name": "holds_e"}])
+    first, last = (statistics.fmean(e["success"] for e in some) for some in (told[:2], told[-2:]))
+    assert last > first + 0.2, [round(e["success"], 2) for e in told]
+    with Ledger.open(folder.parent / "ledger.sqlite") as ledger:
+        (run_id,) = (one.id for one in ledger.runs())
+        episodes = ledger.episodes(run_id=run_id, stage="rl")
+        assert {f.source.name for f in ledger.feedback(about=[e.id for e in episodes])} == {"holds_e"}
+        learned = {e.task_id for e in episodes}
+        (manifest,) = ledger.datasets()
+        tasks = ledger.tasks(manifest.task_ids)
+        assert learned < tasks.keys() and len(tasks) == 2 * len(learned)
+        as_made = [task for name, task in tasks.items() if name not in learned]
+        assert {task.verifiers[0].name for task in as_made} == {"exact"}
+        with pytest.raises(DataError, match="was trained on task"):  # nor is it measured on them under their own
+            refuse_trained(ledger, ledger.checkpoints()[0].id, as_made[:1], "here")
+
+
+def test_a_verifier_that_nobody_knows_is_refused_at_once(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no verifier 'holds_ee'; the nearest is 'holds_e'"):
+        done(tiny_model, tmp_path, method="grpo", verifiers=[{"name": "holds_ee"}])
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_long_episodes_cost_reward(tiny_model: Path, tmp_path: Path) -> None:

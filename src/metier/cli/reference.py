@@ -47,6 +47,7 @@ PARTS: tuple[tuple[str, type[Settings]], ...] = (
     ("A stage of kind `fit`", recipe.Fit),
     ("A stage of kind `measure`", recipe.Measure),
     ("`reward`, of an `rl` stage", recipe.RewardSettings),
+    ("`verifiers`, of an `rl` stage, each", recipe.VerifierSettings),
     ("`overlong`, of a reward", recipe.Overlong),
     ("`sampling`, of an `rl`, `draw` or `evaluate` stage", recipe.SamplingSettings),
     ("`tools`", recipe.ToolSettings),

@@ -97,7 +97,7 @@ def reinforce(context: Context, settings: Rl) -> Mapping[str, Any]:
     saver.finish()
     drop_value_head(trainer.model)
     context.hold(settings.name, trainer.model)
-    dataset = _dataset(context, settings)
+    dataset = _dataset(context, settings, supply.own)
     weights_hash = publish(context, settings, trainer, dataset, metrics)
     return {"checkpoint": context.checkpoint_id(settings.name), "weights_hash": weights_hash, "steps": settings.steps}
 
@@ -110,6 +110,11 @@ class _Supply:
         wanted = settings.steps * settings.tasks * (1 + settings.rounds)
         tasks = context.tasks(settings.split, wanted)
         context.refuse_overlap(tasks, f"stage {settings.name!r}")
+        self.own = {task.id: task.id for task in tasks}  # a task's id in the family, where others verify it here
+        if settings.verifiers:
+            context.ledger.add_tasks(list({t.id: t for t in tasks}.values()))
+            tasks, own = [_verified_by(task, settings) for task in tasks], tasks
+            self.own = {new.id: old.id for new, old in zip(tasks, own, strict=True)}
         context.ledger.add_tasks(list({t.id: t for t in tasks}.values()))
         rng = rng_for(context.recipe.seed, settings.name)
         order = in_blocks(tasks, lambda task: task, settings.block, rng)
@@ -126,6 +131,15 @@ class _Supply:
         s = self.settings
         start = s.steps * s.tasks + (step * s.rounds + round_ - 1) * s.tasks
         return self.tasks[start : start + s.tasks]
+
+
+def _verified_by(task: Task, settings: Rl) -> Task:
+    """The task under the stage's verifiers."""
+    return replace(
+        task,
+        verifiers=tuple(one.record() for one in settings.verifiers),
+        meta={**task.meta, "cluster": task.cluster},
+    )
 
 
 def _teacher(context: Context, settings: Rl, model: PreTrainedModel) -> PreTrainedModel | None:
@@ -502,8 +516,8 @@ def _look(context: Context, settings: Rl, trainer: Trainer, step: int) -> None:
     context.emit(settings.name, "eval", step=step, split=settings.eval_split, **summary(found[settings.eval_split]))
 
 
-def _dataset(context: Context, settings: Rl) -> str:
-    """The manifest of everything that the stage learnt from."""
+def _dataset(context: Context, settings: Rl, own: Mapping[str, str]) -> str:
+    """The manifest of everything that the stage learnt from: tasks also as others would measure them."""
     episodes = context.ledger.episodes(run_id=context.run_id, stage=settings.name)
     feedback = context.ledger.feedback(run_id=context.run_id, about=[e.id for e in episodes])
     manifest = DatasetManifest(
@@ -512,10 +526,15 @@ def _dataset(context: Context, settings: Rl) -> str:
         name=settings.name,
         run_id=context.run_id,
         stage=settings.name,
-        query={"split": settings.split, "reward": to_plain(settings.reward.model_dump()), "method": settings.method},
+        query={
+            "split": settings.split,
+            "reward": to_plain(settings.reward.model_dump()),
+            "method": settings.method,
+            **({"verifiers": [one.model_dump() for one in settings.verifiers]} if settings.verifiers else {}),
+        },
         feedback_ids=tuple(f.id for f in feedback),
         episode_ids=tuple(e.id for e in episodes),
-        task_ids=tuple(dict.fromkeys(e.task_id for e in episodes)),
+        task_ids=tuple(dict.fromkeys(task_id for e in episodes for task_id in (e.task_id, own[e.task_id]))),
         created_at=now(),
     )
     context.ledger.add_dataset(manifest)

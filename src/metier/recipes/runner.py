@@ -31,8 +31,9 @@ from metier.base.ids import canonical_json, content_hash
 from metier.base.lock import only_one
 from metier.base.memory import hand_back_freed_memory, keep_freed_memory
 from metier.base.plugins import import_file
+from metier.feedback.verifiers.registry import get_verifier
 from metier.recipes.context import Context
-from metier.recipes.settings import Recipe
+from metier.recipes.settings import Recipe, Rl
 from metier.recipes.stages import run_stage
 from metier.records.events import EventLog
 from metier.records.ledger import Ledger
@@ -107,6 +108,9 @@ def _run(recipe: Recipe, base: Path, folder: Path, ledger: Ledger, listener: Lis
         torch.set_num_threads(recipe.threads)
     for plugin in recipe.plugins:
         _load_plugin(base / plugin)
+    for stage in recipe.stages:
+        for one in stage.verifiers if isinstance(stage, Rl) else ():
+            get_verifier(one.name)  # raises here, not after hours
     identity = _identity(recipe, folder)
     family = _family(recipe, base)
     run_id = identity["id"]

@@ -20,7 +20,7 @@ from metier.feedback.data.declaration import DatasetSettings, Decontaminate, Ded
 from metier.feedback.people.simulated import Habit
 from metier.models.adapters import Adapter
 from metier.models.hub import Device
-from metier.records.types import Stage, Tool
+from metier.records.types import Stage, Tool, VerifierSpec
 from metier.rollout.endpoint import Endpoint
 from metier.rollout.episodes import ToolLimits
 from metier.rollout.http_tools import HttpTool, Method
@@ -257,6 +257,17 @@ class RewardSettings(Settings):
     kl: Annotated[float, Field(ge=0)] = 0.0  # times the k1 estimate of KL to the stage's start, taken off
 
 
+class VerifierSettings(Settings):
+    """A verifier, by its name, with its parameters."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    def record(self) -> VerifierSpec:
+        """The same, as tasks have it."""
+        return VerifierSpec(name=self.name, params=self.params)
+
+
 class Rl(Learning):
     """Sample groups of episodes, verify them, and learn from the verdicts."""
 
@@ -280,6 +291,7 @@ class Rl(Learning):
     group: Positive = 8  # episodes per task
     block: Positive = 4  # tasks of one system prompt that stay together when tasks are shuffled
     lr: Rate = 3e-5
+    verifiers: tuple[VerifierSettings, ...] = ()  # whose verdicts are learned from, in place of the tasks' own
     reward: RewardSettings = RewardSettings()
     sampling: SamplingSettings = SamplingSettings()
     eval_every: Annotated[int, Field(ge=0)] = 0  # steps between small evaluations; 0 is never
