@@ -25,6 +25,7 @@ from metier.records.types import (
     Span,
     Suite,
     Task,
+    Tool,
     VerifierSpec,
     Weights,
 )
@@ -313,8 +314,14 @@ def test_task_rows_are_lines_of_a_task_file(ledger: Ledger, tmp_path: Path) -> N
     from metier.tasks.files import FileFamily
 
     check = VerifierSpec(name="exact", params={"answer": "blue"})
+    look = Tool(name="look_up", description="Nobody registered it.", parameters={"type": "object", "properties": {}})
     one = task(
-        "Which colour has the sky on a clear day?", answer={"answer": "blue"}, verifiers=(check,), licence="CC0-1.0"
+        "Which colour has the sky on a clear day?",
+        answer={"answer": "blue"},
+        verifiers=(check,),
+        licence="CC0-1.0",
+        tools=(look,),
+        meta={"cluster": "skies"},
     )
     held = task("Which colour has fresh grass in the month of May?", "heldout")
     ledger.add_tasks([one, held])
@@ -324,6 +331,7 @@ def test_task_rows_are_lines_of_a_task_file(ledger: Ledger, tmp_path: Path) -> N
     family = FileFamily(tmp_path / "rows.jsonl", lambda name: pytest.fail(name))
     (read,) = family.tasks("train", 5, 0)
     assert read.verifiers == (check,) and read.messages == one.messages and read.id == one.id
+    assert read.tools == (look,) and read.cluster == "skies"
 
 
 def test_a_declaration_names_what_is_wrong(tmp_path: Path) -> None:

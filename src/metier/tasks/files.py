@@ -1,7 +1,8 @@
 """Tasks from a JSONL file: one task per line, with the verifier that applies to it.
 
 A line holds `messages` (OpenAI chat format) or `prompt` (text), and optionally `tools`
-(names of registered tools), `answer` (anything, hidden from the policy), `verifier`
+(names of registered tools, or tools in OpenAI's form, which need a registered function of that name only where one is
+called and its answer awaited), `answer` (anything, hidden from the policy), `verifier`
 (`{"name": ..., parameters}` or a name), `user` (a list of what the user says next, a reply to
 each text of the assistant; or who a model is to play), `workspace` (files by path, for the tools
 `run_python`, `run_shell` and `write_file`), `demonstration` (messages that continue the
@@ -123,7 +124,7 @@ def task_of_line(raw: Any, tools: Callable[[str], Tool], *, source: str) -> tupl
         family=FileFamily.name,
         kind=str(raw.get("kind", "task")),
         messages=tuple(Message.from_openai(m) for m in messages),
-        tools=tuple(tools(name) for name in raw.get("tools", ())),
+        tools=tuple(tools(one) if isinstance(one, str) else Tool.from_openai(one) for one in raw.get("tools") or ()),
         answer=answer,
         verifiers=specs,
         environment=_environment(raw.get("user"), raw.get("workspace")),

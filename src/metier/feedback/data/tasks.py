@@ -65,7 +65,7 @@ def _line(task: Task) -> dict[str, Any]:
     """The task as a line of a task file; an environment of a family goes with it, which a file cannot make."""
     line: dict[str, Any] = {"messages": plain(task.messages)}
     if task.tools:
-        line["tools"] = [tool.name for tool in task.tools]
+        line["tools"] = [tool.to_openai() for tool in task.tools]
     if task.answer:
         line["answer"] = dict(task.answer)
     checks = [{"name": spec.name, **spec.params} for spec in task.verifiers]
@@ -78,4 +78,6 @@ def _line(task: Task) -> dict[str, Any]:
             )
         else:
             line["environment"] = {"family": task.family, "name": task.environment.name, "task": task.id}
+    if task.cluster != task.id:
+        line["cluster"] = task.cluster
     return {**line, "split": task.split, "kind": task.kind, "licence": task.licence}
