@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from metier.base.errors import ConfigError, DataError
-from metier.train.advantages import batch_advantages, gae, group_advantages, kl_penalty, leave_one_out, overlong_penalty
+from metier.feedback.rewards import Overlong
+from metier.train.advantages import batch_advantages, gae, group_advantages, kl_penalty, leave_one_out
 from metier.train.objectives import registry
 from metier.train.objectives.policy import PRESETS, PolicyGradient
 from metier.train.objectives.preferences import Dpo, Kto, Orpo, Simpo, kto_point
@@ -413,7 +414,8 @@ def test_gae_by_hand() -> None:
 def test_penalties_by_hand() -> None:
     assert kl_penalty([-1.0, -2.0], [-2.0, -2.5], 0.1) == pytest.approx(-0.15)
     # limit 100, buffer 20: nothing up to 80, half way at 90, -1 from 100 on
-    assert [overlong_penalty(n, 100, 20) for n in (10, 80, 90, 100, 500)] == [0, 0, -0.5, -1, -1]
+    assert [Overlong(100, 20).penalty(n) for n in (10, 80, 90, 100, 500)] == [0, 0, 0.5, 1, 1]
+    assert Overlong(100, 20, 0.5).penalty(90) == 0.25
 
 
 def test_schedules_by_hand() -> None:

@@ -39,7 +39,7 @@ from metier.recipes.settings import Rl
 from metier.records.types import DatasetManifest, Episode, Feedback, Group, Task, to_plain
 from metier.records.values import lowest
 from metier.rollout.episodes import Plan, kept_episodes, run_episodes
-from metier.train.advantages import advantages, gae, kl_penalty, overlong_penalty, whitened
+from metier.train.advantages import advantages, gae, kl_penalty, whitened
 from metier.train.loop import Trainer, TrainSettings
 from metier.train.objectives.registry import get_objective
 from metier.train.packing import Example
@@ -341,6 +341,7 @@ def _sample(
     about: dict[str, list[Feedback]] = {}
     for item in feedback:
         about.setdefault(item.about[0], []).append(item)
+    policy = RewardPolicy.of(settings.reward.model_dump())
     groups = []
     for n, task in enumerate(tasks):
         own = episodes[n * settings.group : (n + 1) * settings.group]
@@ -348,20 +349,12 @@ def _sample(
             _Sampled(
                 task=task,
                 episodes=own,
-                rewards=tuple(_reward(settings, e, about.get(e.id, [])) for e in own),
+                rewards=tuple(policy.reward(about.get(e.id, []), e.cost.completion_tokens) for e in own),
                 verdicts=tuple(lowest(about.get(e.id, [])) for e in own),
             )
         )
     context.ledger.add_groups([group.record() for group in groups])
     return groups
-
-
-def _reward(settings: Rl, episode: Episode, feedback: Sequence[Feedback]) -> float | None:
-    earned = RewardPolicy(success=settings.reward.success, partial=settings.reward.partial).reward(feedback)
-    overlong = settings.reward.overlong
-    if earned is None or overlong is None:
-        return earned
-    return earned + overlong.weight * overlong_penalty(episode.cost.completion_tokens, overlong.limit, overlong.buffer)
 
 
 def _told(groups: Sequence[_Sampled], seconds: float) -> dict[str, float]:

@@ -15,7 +15,6 @@ __all__ = [
     "group_advantages",
     "kl_penalty",
     "leave_one_out",
-    "overlong_penalty",
     "whitened",
 ]
 
@@ -78,14 +77,6 @@ def kl_penalty(policy_logprobs: Sequence[float], reference_logprobs: Sequence[fl
     Source: InstructGPT, arXiv:2203.02155.
     """
     return -coef * (math.fsum(policy_logprobs) - math.fsum(reference_logprobs))
-
-
-def overlong_penalty(length: int, limit: int, buffer: int) -> float:
-    """DAPO's soft punishment of long episodes: 0 up to `limit` - `buffer` tokens, then linear to -1 at `limit`.
-
-    Longer ones get -1. Source: arXiv:2503.14476, eq. 13.
-    """
-    return -min(1.0, max(0.0, (length - (limit - buffer)) / buffer))
 
 
 def gae(

@@ -63,31 +63,7 @@ def rl_stages(ledger: LedgerView, run_id: str) -> tuple[Mapping[str, Any], ...]:
 
 def pool_of_stage(ledger: LedgerView, run_id: str, stage: Mapping[str, Any]) -> Pool:
     """The episodes of an `rl` stage, in groups, under its name as the reward's."""
-    name = str(stage["name"])
-    episodes = ledger.episodes(run_id=run_id, stage=name)
-    about = _about(ledger, run_id, episodes)
-    tasks = ledger.tasks(sorted({one.task_id for one in episodes}))
-    own = _sources(about)
-    same = own == _sources(_about(ledger, run_id, _held_out(ledger.run(run_id), stage, ledger)))
-    samples = []
-    for one in episodes:
-        if not one.messages:
-            continue  # erased
-        given = len(tasks[one.task_id].messages)
-        won = lowest(about.get(one.id, ()))
-        samples.append(
-            Sample(
-                id=one.id,
-                prompt=one.group_id or one.task_id,
-                cluster=tasks[one.task_id].cluster,
-                asked=one.messages[:given],
-                said=one.messages[given:],
-                rewards={name: _reward(stage, one, about.get(one.id, ()))},
-                gold=None if won is None or not same else float(won == 1.0),
-                episode=one.id,
-            )
-        )
-    return Pool(name=f"{run_id}:{name}", samples=tuple(samples))
+    return _pool(ledger, run_id, stage, _rewarded(ledger, run_id, stage))
 
 
 def audit_run(
@@ -101,7 +77,8 @@ def audit_run(
     """The audit of the reward of one `rl` stage. Raises `DataError` where the stage has no episodes yet."""
     settings = settings or Settings()
     run, name = ledger.run(run_id), str(stage["name"])
-    pool = pool_of_stage(ledger, run_id, stage)
+    rewarded = _rewarded(ledger, run_id, stage)
+    pool = _pool(ledger, run_id, stage, rewarded)
     if not pool.samples:
         raise DataError(
             f"stage {name!r} of {run_id} has no episodes yet; metier runs show {run_id} tells how far it is"
@@ -113,7 +90,7 @@ def audit_run(
             "gold of the training episodes is the verdict that the reward is made of: the curve of best of n and the "
             "false passes among them show what partial credit does, and only held-out gold and people show more"
         )
-    trained = _Trained.of(ledger, run_id, stage)
+    trained = _Trained.of(rewarded)
     measured = _measured(ledger, run, stage)
     points = _checkpoints(measured, trained, _kl(run, name))
     note, transfer = "", None
@@ -144,25 +121,60 @@ def audit_run(
 # --- what the ledger holds -----------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Rewarded:
+    """A training episode, what is said about it, and what it earned, but for the reward's KL term."""
+
+    episode: Episode
+    task: Task
+    said: Sequence[Feedback]
+    reward: float | None
+
+
+def _rewarded(ledger: LedgerView, run_id: str, stage: Mapping[str, Any]) -> list[_Rewarded]:
+    """Those of a stage, in the order of its steps."""
+    episodes = ledger.episodes(run_id=run_id, stage=str(stage["name"]))
+    about = _about(ledger, run_id, episodes)
+    tasks = ledger.tasks(sorted({one.task_id for one in episodes}))
+    policy = RewardPolicy.of(stage.get("reward") or {})
+    return [
+        _Rewarded(one, tasks[one.task_id], said, policy.reward(said, one.cost.completion_tokens))
+        for one in episodes
+        for said in (about.get(one.id, ()),)
+    ]
+
+
+def _pool(ledger: LedgerView, run_id: str, stage: Mapping[str, Any], rewarded: Sequence[_Rewarded]) -> Pool:
+    name = str(stage["name"])
+    own = _sources({one.episode.id: one.said for one in rewarded})
+    same = own == _sources(_about(ledger, run_id, _held_out(ledger.run(run_id), stage, ledger)))
+    samples = []
+    for one in rewarded:
+        if not one.episode.messages:
+            continue  # erased
+        given = len(one.task.messages)
+        won = lowest(one.said)
+        samples.append(
+            Sample(
+                id=one.episode.id,
+                prompt=one.episode.group_id or one.episode.task_id,
+                cluster=one.task.cluster,
+                asked=one.episode.messages[:given],
+                said=one.episode.messages[given:],
+                rewards={name: one.reward},
+                gold=None if won is None or not same else float(won == 1.0),
+                episode=one.episode.id,
+            )
+        )
+    return Pool(name=f"{run_id}:{name}", samples=tuple(samples))
+
+
 def _about(ledger: LedgerView, run_id: str, episodes: Sequence[Episode]) -> dict[str, list[Feedback]]:
     return by_episode(ledger.feedback(run_id=run_id, about=[one.id for one in episodes], criterion=SUCCESS))
 
 
 def _sources(about: Mapping[str, Sequence[Feedback]]) -> set[tuple[str, str]]:
     return {(row.source.name, row.source.version) for rows in about.values() for row in rows}
-
-
-def _reward(stage: Mapping[str, Any], episode: Episode, feedback: Sequence[Feedback]) -> float | None:
-    """The reward as the stage computed it, but for its KL term."""
-    from metier.train.advantages import overlong_penalty
-
-    told = stage.get("reward") or {}
-    earned = RewardPolicy(success=told.get("success", 1.0), partial=told.get("partial", 0.0)).reward(feedback)
-    over = told.get("overlong")
-    if earned is None or over is None:
-        return earned
-    penalty = overlong_penalty(episode.cost.completion_tokens, over["limit"], over["buffer"])
-    return earned + float(over["weight"]) * penalty
 
 
 def _evaluations(run: Run, stage: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -232,16 +244,9 @@ class _Trained:
     clusters: list[str]
 
     @classmethod
-    def of(cls, ledger: LedgerView, run_id: str, stage: Mapping[str, Any]) -> _Trained:
-        """Those of a stage, in the order of its steps."""
-        episodes = ledger.episodes(run_id=run_id, stage=str(stage["name"]))
-        about = _about(ledger, run_id, episodes)
-        tasks = ledger.tasks(sorted({one.task_id for one in episodes}))
-        rows = [
-            (one.weights.step, reward, tasks[one.task_id].cluster)
-            for one in episodes
-            if (reward := _reward(stage, one, about.get(one.id, ()))) is not None
-        ]
+    def of(cls, rewarded: Sequence[_Rewarded]) -> _Trained:
+        """Those that have a reward."""
+        rows = [(one.episode.weights.step, one.reward, one.task.cluster) for one in rewarded if one.reward is not None]
         return cls(
             np.array([row[0] for row in rows], dtype=np.intp),
             np.array([row[1] for row in rows], dtype=np.float64),
