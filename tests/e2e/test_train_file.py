@@ -108,7 +108,7 @@ def test_the_worked_example_of_the_docs_works(
 ) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (repository / "docs" / "training.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(registry._known, "registered", {})
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_for("sft")))
     assert "options={" in code
     (tmp_path / "example.py").write_text(code.replace("options={", f"model={str(tiny_model)!r}, options={{"))

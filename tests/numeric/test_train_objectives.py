@@ -443,6 +443,6 @@ def test_objectives_by_name() -> None:
 
 
 def test_another_objective_is_one_registration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(registry._known, "registered", {})
     registry.register("mine", Sft)
     assert registry.get_objective("mine") == Sft()

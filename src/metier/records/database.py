@@ -262,14 +262,13 @@ def _engine(url: URL) -> Engine:
 
         return engine
     pragmas = (
-        *(
-            f"page_size = {PAGE_BYTES}",
-            "foreign_keys = ON",
-            "recursive_triggers = ON",
-            "secure_delete = ON",
-            "synchronous = FULL",
-        ),
-        *(f"cache_size = {-1024 * CACHE_MB}", f"wal_autocheckpoint = {LOG_PAGES}"),
+        f"page_size = {PAGE_BYTES}",
+        "foreign_keys = ON",
+        "recursive_triggers = ON",
+        "secure_delete = ON",
+        "synchronous = FULL",
+        f"cache_size = {-1024 * CACHE_MB}",
+        f"wal_autocheckpoint = {LOG_PAGES}",
     )
     return sqlite_engine(url, pragmas, seconds=BUSY_SECONDS)
 

@@ -16,11 +16,11 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any, TypeVar, get_type_hints
 
 from metier.base.config import did_you_mean
 from metier.base.errors import DataError
+from metier.base.registry import offered
 from metier.base.schemas import BadSchemaError, validator_of
 from metier.records.types import Tool, ToolCall
 from metier.tasks.protocol import EnvironmentFailure
@@ -70,10 +70,8 @@ def tool(function: F) -> F:
 def get_tool(name: str) -> RunnableTool:
     """The registered tool, also from entry points of group `metier.tools`. Unknown: `DataError`."""
     if name not in _tools:
-        for point in entry_points(group="metier.tools"):
-            if point.name == name:
-                made = point.load()
-                _tools[name] = made if isinstance(made, RunnableTool) else _of_function(made)
+        for made in offered("metier.tools", name):
+            _tools[name] = made if isinstance(made, RunnableTool) else _of_function(made)
     if name not in _tools:
         raise DataError(f"unknown tool {name!r}{did_you_mean(name, list(_tools))}")
     return _tools[name]

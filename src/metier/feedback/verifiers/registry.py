@@ -1,18 +1,13 @@
 """Verifiers by name: built-in ones by import path, others by `register` or entry point.
 
-A verifier is imported when it is first asked for, so that listing names costs nothing.
 Another package offers a verifier through an entry point of the group
 `metier.verifiers` whose object is the verifier, or a class that makes it without
-arguments. Left out: versions side by side; a name means one verifier in one process.
+arguments.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
-from importlib.metadata import entry_points
-
-from metier.base.errors import DataError
+from metier.base.registry import Registry
 from metier.feedback.verifiers.protocol import Verifier
 
 __all__ = ["get_verifier", "names", "register"]
@@ -36,40 +31,20 @@ BUILT_IN = {
     "tool_calls": "metier.feedback.verifiers.tool_calls:ToolCalls",
     "verifiers": "metier.feedback.verifiers.foreign:Verifiers",
 }
-_registered: dict[str, Verifier] = {}
+_known: Registry[Verifier] = Registry("verifier", GROUP, BUILT_IN)
 
 
 def register(verifier: Verifier) -> Verifier:
     """Make a verifier known under its own name; a later one of the same name replaces it."""
-    _registered[verifier.name] = verifier
+    _known.registered[verifier.name] = verifier
     return verifier
 
 
 def get_verifier(name: str) -> Verifier:
-    """The verifier of that name.
-
-    Raises `DataError` naming the nearest known one where there is none.
-    """
-    if name in _registered:
-        return _registered[name]
-    if name in BUILT_IN:
-        module, _, attribute = BUILT_IN[name].partition(":")
-        made = getattr(importlib.import_module(module), attribute)
-    else:
-        for point in entry_points(group=GROUP):
-            if point.name == name:
-                made = point.load()
-                break
-        else:
-            near = difflib.get_close_matches(name, names(), n=1, cutoff=0.0)
-            raise DataError(
-                f"there is no verifier {name!r}; the nearest is {near[0]!r}, known are {', '.join(names())}"
-            )
-    verifier: Verifier = made() if isinstance(made, type) else made
-    _registered[name] = verifier
-    return verifier
+    """The verifier of that name. Raises `DataError` naming the nearest known one where there is none."""
+    return _known.find(name)
 
 
 def names() -> list[str]:
     """Every name that `get_verifier` knows, sorted."""
-    return sorted({*BUILT_IN, *_registered, *(point.name for point in entry_points(group=GROUP))})
+    return _known.names()

@@ -7,16 +7,14 @@ imported when first asked for.
 
 from __future__ import annotations
 
-import difflib
 import functools
-import importlib
 import inspect
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any
 
 from metier.base.config import did_you_mean
-from metier.base.errors import ConfigError
+from metier.base.errors import ConfigError, DataError
+from metier.base.registry import Registry
 from metier.train.objectives.policy import PRESETS
 from metier.train.objectives.protocol import Objective
 
@@ -35,12 +33,12 @@ BUILT_IN = {
     **dict.fromkeys(PRESETS, "metier.train.objectives.policy:PolicyGradient"),
     "ppo": "metier.train.objectives.ppo:Ppo",
 }
-_registered: dict[str, Callable[..., Objective]] = {}
+_known: Registry[Callable[..., Objective]] = Registry("objective", GROUP, BUILT_IN)
 
 
 def register(name: str, make: Callable[..., Objective]) -> None:
     """Make an objective known; a later one of the same name replaces it."""
-    _registered[name] = make
+    _known.registered[name] = make
 
 
 def get_objective(name: str, **settings: Any) -> Objective:
@@ -62,19 +60,13 @@ def get_objective(name: str, **settings: Any) -> Objective:
 
 def names() -> list[str]:
     """Every name that `get_objective` knows, sorted."""
-    return sorted({*BUILT_IN, *_registered, *(point.name for point in entry_points(group=GROUP))})
+    return _known.names()
 
 
 def _factory(name: str) -> Callable[..., Objective]:
-    if name in _registered:
-        return _registered[name]
-    if name in BUILT_IN:
-        module, _, attribute = BUILT_IN[name].partition(":")
-        made: Callable[..., Objective] = getattr(importlib.import_module(module), attribute)
-        return functools.partial(made, name=name, **PRESETS[name]) if name in PRESETS else made
-    for point in entry_points(group=GROUP):
-        if point.name == name:
-            made = point.load()
-            return made
-    near = difflib.get_close_matches(name, names(), n=1, cutoff=0.0)
-    raise ConfigError(f"there is no objective {name!r}; the nearest is {near[0]!r}, known are {', '.join(names())}")
+    try:
+        made: Callable[..., Objective] = _known.load(name)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    of_preset = name in PRESETS and name not in _known.registered
+    return functools.partial(made, name=name, **PRESETS[name]) if of_preset else made
