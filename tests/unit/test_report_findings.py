@@ -73,6 +73,24 @@ def test_reward_models_are_measured_anew_from_their_pairs(tmp_path: Path) -> Non
     assert "What its reward models are worth" in page and "75.0" in page and 'id="calibration"' in page
 
 
+def test_a_judge_that_is_not_fit_is_shown_with_why(tmp_path: Path) -> None:
+    stage = Stage(name="judge", kind="judge")
+    run = Run(id="r", recipe="x", config={}, seed=0, folder=str(tmp_path), code_version="", stages=(stage,))
+    assert findings.judges(run, tmp_path) == ()  # it is not done yet
+    accuracy = {"value": 0.625, "low": 0.51, "high": 0.73, "n": 64}
+    audited = {"figures": {"accuracy": accuracy}, "why": ["length alone is worth <b>43</b> points to it"]}
+    (tmp_path / "stages").mkdir()
+    told = {"fit": "unfit", "audit": audited, "statements": 0}
+    (tmp_path / "stages" / "judge.json").write_text(json.dumps(told))
+    (found,) = findings.judges(run, tmp_path)
+    assert (found.fit, found.right, found.n, found.judgements) == ("unfit", 0.625, 64, 0)
+    with Ledger.open(tmp_path / "ledger.sqlite") as ledger:
+        ledger.add_run(run)
+        page = render(collect(ledger, "r", tmp_path))
+    for text in ("Whether its judges may speak", "62.5", "not fit", "worth &lt;b&gt;43", ">none<"):
+        assert text in page, text
+
+
 # --- profiles --------------------------------------------------------------------------------
 
 

@@ -92,6 +92,7 @@ def collect(ledger: Ledger, run_id: str, run_folder: str | Path | None = None) -
         reward=reward_against_held(events, run.stages, first, _around(run, measured, rungs)),
         transfers=findings.transfers(ledger, run),
         reward_models=findings.reward_models(run, Path(folder)) if folder else (),
+        judges=findings.judges(run, Path(folder)) if folder else (),
         forecasts=forecasts,
         profile=after,
         profile_before=before,

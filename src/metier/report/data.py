@@ -228,6 +228,20 @@ class RewardModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeView:
+    """A judge that a run trained, and what its audit found."""
+
+    label: str
+    fit: Literal["fit", "unfit", "undecided"]
+    right: float  # share of the audit's pairs
+    low: float | None
+    high: float | None
+    n: int
+    why: tuple[str, ...]  # it is not fit
+    judgements: int  # that it gave
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Forecasts:
     """How far one model's confidence of one sort can be believed."""
 
@@ -345,6 +359,7 @@ class ReportData:
     reward: tuple[RewardAgainstHeld, ...] = ()
     transfers: tuple[Audit, ...] = ()  # of each rl stage's reward
     reward_models: tuple[RewardModel, ...] = ()
+    judges: tuple[JudgeView, ...] = ()
     forecasts: tuple[Forecasts, ...] = ()
     profile: Profiled | None = None  # of the last model that has one
     profile_before: Profiled | None = None  # of the first, where that is another

@@ -4,6 +4,7 @@
                     again from them, by the same rules; of several askings of a trait the latest counts
     transfers       the audit of each rl stage, made anew of the ledger as `metier transfer RUN` does
     reward_models   what `measure` stages wrote into the run's folder
+    judges          what the audits of `judge` stages found, from there too
     forecasts       the confidences in the profiles, against what became of them
     gates           the decisions of `metier gate` on the run's models
 
@@ -14,7 +15,7 @@ Left out: what people or a judge answered to the queue of `metier transfer`, whi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,14 @@ from metier.evaluate.profile.probe import Score
 from metier.evaluate.profile.registry import PROBES
 from metier.evaluate.transfer.audit import Audit
 from metier.evaluate.transfer.runs import audit_run, rl_stages
-from metier.records.types import Feedback, GateDecision, Run, from_plain
+from metier.records.types import Feedback, GateDecision, Run, Stage, from_plain
 from metier.records.view import LedgerView
-from metier.report.data import Forecasts, GateView, ModelInfo, RewardModel
+from metier.report.data import Forecasts, GateView, JudgeView, ModelInfo, RewardModel
 from metier.report.wording import label_of
 from metier.stats.calibration import calibration
 from metier.stats.intervals import share_interval
 
-__all__ = ["gates", "kept_profile", "profiles", "reward_models", "transfers"]
+__all__ = ["gates", "judges", "kept_profile", "profiles", "reward_models", "transfers"]
 
 _KEPT = "profile/"  # how the sources of profile scores begin
 _SORTS = {  # of confidence, by the way in which it was told
@@ -159,11 +160,8 @@ def transfers(ledger: LedgerView, run: Run) -> tuple[Audit, ...]:
 def reward_models(run: Run, folder: Path) -> tuple[RewardModel, ...]:
     """The reward models that `measure` stages have measured, with figures made anew of their pairs."""
     out = []
-    for stage in run.stages:
-        path = folder / "stages" / f"{stage.name}.json"
-        if stage.kind != "measure" or not path.is_file():
-            continue
-        pairs: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8")).get("pairs") or []
+    for stage, done in _done(run, folder, "measure"):
+        pairs: list[Mapping[str, Any]] = done.get("pairs") or []
         if not pairs:
             continue
         out.append(
@@ -175,6 +173,34 @@ def reward_models(run: Run, folder: Path) -> tuple[RewardModel, ...]:
             )
         )
     return tuple(out)
+
+
+def judges(run: Run, folder: Path) -> tuple[JudgeView, ...]:
+    """The judges that the run trained and audited."""
+    out = []
+    for stage, done in _done(run, folder, "judge"):
+        accuracy = done["audit"]["figures"]["accuracy"]
+        out.append(
+            JudgeView(
+                label=label_of(stage.name),
+                fit=done["fit"],
+                right=accuracy["value"],
+                low=accuracy["low"],
+                high=accuracy["high"],
+                n=accuracy["n"],
+                why=tuple(done["audit"]["why"]),
+                judgements=done["statements"],
+            )
+        )
+    return tuple(out)
+
+
+def _done(run: Run, folder: Path, kind: str) -> Iterator[tuple[Stage, Mapping[str, Any]]]:
+    """The finished stages of a kind, each with what it left in the run's folder."""
+    for stage in run.stages:
+        path = folder / "stages" / f"{stage.name}.json"
+        if stage.kind == kind and path.is_file():
+            yield stage, json.loads(path.read_text(encoding="utf-8"))
 
 
 # --- gates ---------------------------------------------------------------------------------
