@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,3 +43,17 @@ def test_a_question_with_its_solution_is_a_task(tmp_path: Path) -> None:
 def test_a_question_without_a_number_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 1: a 'question' has an 'answer' that ends in ####"):
         family(tmp_path, {"question": "How many?", "answer": "18"})
+
+
+def test_an_answer_reaches_a_verifier_that_has_parameters(tmp_path: Path) -> None:
+    def params(**line: Any) -> Any:
+        (tmp_path / "q.jsonl").write_text(json.dumps({"prompt": "Half?", **line}))
+        (task,) = FileFamily(tmp_path / "q.jsonl", lambda name: pytest.fail(name)).tasks("train", 1, 0)
+        return task.verifiers[0].params
+
+    numeric = {"name": "math", "mode": "numeric"}
+    assert params(answer="1/2", verifier="math") == {"answer": "1/2"}
+    assert params(answer="1/2", verifier=numeric) == {"answer": "1/2", "mode": "numeric"}
+    assert params(answer="1/2", verifier={**numeric, "answer": "1/4"})["answer"] == "1/4", "its own"
+    assert params(answer={"city": "Rome"}, verifier="mine") == {"city": "Rome"}
+    assert params(answer={"city": "Rome"}, verifier=numeric) == {"mode": "numeric"}, "that is for whoever knows it"

@@ -50,7 +50,7 @@ def evaluate(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="A setting of all suites, e.g. sampling.temperature=0.7 or budget.tokens=1e6; endpoint.key=$VAR, …",
+            help="A setting of all suites, e.g. sampling.temperature=0.7 or budget.tokens=1e6; 'endpoint.key=$VAR', …",
         ),
     ] = None,
     endpoint: Annotated[

@@ -49,7 +49,7 @@ def judge(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="temperature, max_tokens, seed or max_characters; endpoint.key=$VAR, …"
+            "--set", metavar="KEY=VALUE", help="temperature, max_tokens, seed or max_characters; 'endpoint.key=$VAR', …"
         ),
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Show the rubrics and constitutions that ship.")] = False,

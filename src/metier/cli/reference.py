@@ -1,6 +1,6 @@
 """Writes docs/settings.md out of the settings themselves: `python -m metier.cli.reference > docs/settings.md`.
 
-Every setting of a recipe and of `metier train` with its type, its default and the comment
+Every setting of a recipe, of `metier data build` and of `metier train` with its type, its default and the comment
 that stands beside it in the source. A test compares the file with what this writes.
 """
 
@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic_core import PydanticUndefined
 
 from metier.base.config import Settings
+from metier.feedback.data import declaration
 from metier.models.adapters import Adapter
 from metier.recipes import settings as recipe
 from metier.train.fit import FitSettings
@@ -44,6 +45,16 @@ PARTS: tuple[tuple[str, type[Settings]], ...] = (
     ("A stage of kind `crowd`", recipe.Crowd),
     ("A stage of kind `judge`", recipe.Judge),
     ("A stage of kind `dataset`", recipe.Dataset),
+    ("`views`, of kind `demonstrations`", declaration.DemonstrationView),
+    ("`views`, of kind `pairs`", declaration.PairView),
+    ("`views`, of kind `unpaired`", declaration.UnpairedView),
+    ("`views`, of kind `steps`", declaration.StepView),
+    ("`views`, of kind `rl`", declaration.TaskView),
+    ("`where`, of a view", declaration.Where),
+    ("`pool`, of a view", declaration.Pool),
+    ("`balance`, of a view, each", declaration.Balance),
+    ("`dedup`, of a dataset", declaration.Dedup),
+    ("`decontaminate`, of a dataset", declaration.Decontaminate),
     ("A stage of kind `fit`", recipe.Fit),
     ("A stage of kind `measure`", recipe.Measure),
     ("`reward`, of an `rl` stage", recipe.RewardSettings),

@@ -283,9 +283,7 @@ class Rl(Learning):
     tasks: Positive = 8  # per step
     resample: Annotated[int, Field(ge=0)] | None = None  # rounds that replace groups without signal; dapo 2, else 0
     updates: Positive = 1  # optimiser steps that share one step's episodes
-    staleness: Annotated[int, Field(ge=0)] = (
-        0  # steps that weights may be old which draw beside the training; 0: none do
-    )
+    staleness: Annotated[int, Field(ge=0)] = 0  # steps that weights which draw beside the training may be old
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0  # of ppo's advantages
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95
     group: Positive = 8  # episodes per task

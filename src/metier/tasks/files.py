@@ -3,9 +3,9 @@
 A line holds `messages` (OpenAI chat format) or `prompt` (text), and optionally `tools`
 (names of registered tools, or tools in OpenAI's form, which need a registered function of that name only where one is
 called and its answer awaited), `answer` (anything, hidden from the policy), `verifier`
-(`{"name": ..., parameters}` or a name), `user` (a list of what the user says next, a reply to
-each text of the assistant; or who a model is to play), `workspace` (files by path, for the tools
-`run_python`, `run_shell` and `write_file`), `demonstration` (messages that continue the
+(`{"name": ..., parameters}` or a name; the answer is a parameter too, where none of its own is called so), `user` (a
+list of what the user says next, a reply to each text of the assistant; or who a model is to play), `workspace` (files
+by path, for the tools `run_python`, `run_shell` and `write_file`), `demonstration` (messages that continue the
 conversation), `split` (default "train"), `kind`, and `cluster` (a name that tasks share whose results may agree).
 Every bad line is refused by number.
 
@@ -119,7 +119,9 @@ def task_of_line(raw: Any, tools: Callable[[str], Tool], *, source: str) -> tupl
     specs: tuple[VerifierSpec, ...] = ()
     if verifier:
         spec = {"name": verifier} if isinstance(verifier, str) else dict(verifier)
-        specs = (VerifierSpec(name=spec.pop("name"), params=spec or answer),)
+        name = spec.pop("name")
+        given = answer if not spec or not isinstance(raw.get("answer"), Mapping) else {}
+        specs = (VerifierSpec(name=name, params={**given, **spec}),)
     task = Task(
         family=FileFamily.name,
         kind=str(raw.get("kind", "task")),
