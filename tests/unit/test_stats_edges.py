@@ -10,13 +10,47 @@ from metier.stats.agreement import gwet, krippendorff
 from metier.stats.calibration import calibration
 from metier.stats.compare import compare
 from metier.stats.intervals import bootstrap_interval, clustered_se, mean_interval, share_interval, wilson
+from metier.stats.noninferiority import one_sided
 from metier.stats.paired import holm, mcnemar_exact, paired
 from metier.stats.power import items_needed
 from metier.stats.ppi import prediction_powered
 from metier.stats.repeats import pass_at_k, passes
 from metier.stats.sequential import sequential
 from metier.stats.sources import sources, suspicions
+from metier.stats.tables import LARGEST, number
 from metier.stats.votes import Votes
+
+
+@pytest.mark.parametrize(
+    ("cell", "why"),
+    [
+        ("1_000", "'1_000' is no number"),  # Python would read 1000
+        ("x", "'x' is no number"),
+        ([1], "is no number"),
+        (float("nan"), "nan is no finite number"),
+        ("Infinity", "inf is no finite number"),
+        (10**400, "hundreds of digits"),
+        (-(10**400), "hundreds of digits"),
+        ("9" * 400, "inf is no finite number"),
+        (-1e308, r"-1e\+308 is beyond 1e\+100"),
+    ],
+)
+def test_a_cell_that_is_no_number_to_reckon_with_is_refused(cell: object, why: str) -> None:
+    with pytest.raises(DataError, match=why):
+        number(cell)
+    assert [number(one) for one in (LARGEST, -LARGEST, True, " 1e3 ")] == [LARGEST, -LARGEST, 1.0, 1000.0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_largest_numbers_have_finite_statistics() -> None:
+    a = {f"t{n}": [LARGEST if n % 3 else -LARGEST] for n in range(90)}
+    b = {f"t{n}": [LARGEST if n % 2 else -LARGEST] for n in range(90)}
+    for clusters in (None, {f"t{n}": n // 10 for n in range(90)}):
+        bounds, told = one_sided(a, b, clusters=clusters), compare(a, b, clusters=clusters)
+        assert bounds.low is not None and bounds.high is not None and bounds.low < bounds.high < float("inf")
+        assert told.mde is not None and told.mde < float("inf")
+    found = prediction_powered([-LARGEST, LARGEST, LARGEST], [LARGEST, -LARGEST, LARGEST], [LARGEST, -LARGEST])
+    assert found.low is not None and found.high is not None and found.low < found.high < float("inf")
 
 
 def test_unscored_values_are_left_out_and_counted() -> None:

@@ -217,7 +217,7 @@ def _of_samples(samples: Iterable[Any], scores: Scores, cluster: str | None, met
         value = said.get("value") if isinstance(said, dict) else said
         try:
             # A sample that failed has no score; that is no fault of the model's, so it is unscored.
-            score = None if value is None else grade(value)
+            score = None if value is None else number(grade(value))
         except DataError as error:
             scores.skipped.append(Skipped(line=place, why=f"sample {sample['id']}: {error}"))
             continue

@@ -118,8 +118,9 @@ def _by_cluster(
 
 
 def _skewness(deviations: NDArray[np.float64]) -> float:
-    """The third standardised moment of numbers whose mean is 0."""
-    return float((deviations**3).mean() / (deviations**2).mean() ** 1.5)
+    """The third standardised moment of numbers whose mean is 0 and that are not all 0."""
+    scaled = deviations / np.abs(deviations).max()  # third powers of large numbers are not finite
+    return float((scaled**3).mean() / (scaled**2).mean() ** 1.5)
 
 
 def _wide(quantile: float, tilt: float) -> float:

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 from metier.base.errors import DataError
 
-__all__ = ["Row", "Skipped", "Table", "number", "read_table", "stream_rows"]
+__all__ = ["LARGEST", "Row", "Skipped", "Table", "number", "read_table", "stream_rows"]
+
+LARGEST = 1e100  # magnitude beyond which a number is refused: sums of squares of larger ones may not be finite
 
 
 class Row(NamedTuple):
@@ -81,15 +83,19 @@ def stream_rows(data: bytes, table: Table, columns: Sequence[str] = ()) -> Itera
 
 
 def number(cell: Any) -> float:
-    """A cell as a finite number; raises `DataError` that says what it is instead."""
-    if isinstance(cell, bool):
-        return float(cell)
+    """A cell as a number of at most `LARGEST` either way; raises `DataError` that says what it is instead."""
+    if isinstance(cell, str) and "_" in cell:  # Python's own float takes 1_000 for 1000
+        raise DataError(f"{cell[:40]!r} is no number")
     try:
         value = float(cell)
     except (TypeError, ValueError):
         raise DataError(f"{str(cell)[:40]!r} is no number") from None
+    except OverflowError:
+        raise DataError(f"a whole number of hundreds of digits is beyond {LARGEST:g}") from None
     if not math.isfinite(value):
         raise DataError(f"{value} is no finite number")
+    if abs(value) > LARGEST:
+        raise DataError(f"{value:g} is beyond {LARGEST:g}")
     return value
 
 
