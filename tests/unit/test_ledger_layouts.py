@@ -182,6 +182,46 @@ def test_good_rows_are_kept_and_bad_ones_listed(ledger: Ledger, tmp_path: Path) 
         import_files(ledger, [path], format="argila")
 
 
+DEEP = "[" * 5000 + "]" * 5000
+
+
+@pytest.mark.parametrize(
+    ("first", "why"),
+    [
+        ('{"prompt": "half", "chos', "not valid JSON"),
+        ("junk", "not valid JSON"),
+        ("[1]", "a row must be an object, not list"),
+        (f'{{"prompt": "Hi", "completion": {DEEP}}}', "not valid JSON"),
+    ],
+)
+@pytest.mark.parametrize("format", [None, "trl"])
+def test_a_broken_first_line_is_named_like_any_other(
+    ledger: Ledger, tmp_path: Path, first: str, why: str, format: str | None
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{first}\n{{"prompt": "Hi", "completion": "Hello"}}\n')
+    done = import_files(ledger, [path], format=format)
+    assert (done.feedback, [(s.place, s.why) for s in done.skipped]) == (1, [("rows.jsonl:1", why)])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        't1,anna,"cat\nt2,anna,cat\nt3,anna,cat\n',
+        't1,anna,"cat\nt2,anna,"dog"\nt3,anna,cat\n',
+    ],
+)
+def test_a_quotation_mark_that_is_not_closed_is_refused(ledger: Ledger, tmp_path: Path, rows: str) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(f"task,worker,label\nt0,anna,cat\n{rows}")
+    with pytest.raises(DataError, match=r"labels.csv, line 3: .*; is a quotation mark not closed\?"):
+        import_files(ledger, [path])
+    assert ledger.counts()["feedback"] == 0
+    path.write_text('task,worker,label\nt1,anna,"a ""cat"",\nor two"\n')
+    import_files(ledger, [path])
+    assert [f.value for f in ledger.feedback()] == ['a "cat",\nor two']
+
+
 def test_what_is_held_out_stays_apart(ledger: Ledger, tmp_path: Path) -> None:
     ledger.add_tasks([Task(family="f", kind="k", messages=(Message(role="user", content="Secret?"),), split="heldout")])
     done = take(ledger, tmp_path, [{"prompt": "Secret?", "completion": "x"}, {"prompt": "Open?", "completion": "y"}])
@@ -209,8 +249,58 @@ def test_a_table_of_labels(ledger: Ledger, tmp_path: Path) -> None:
     assert import_files(ledger, [path]).feedback == 0
     export(ledger, tmp_path / "out.csv", "crowd")
     with (tmp_path / "out.csv").open() as file:
-        rows = [(r["task"], r["worker"], r["label"]) for r in csv.DictReader(file)]
-    assert sorted(rows) == [("t1", "anna", "cat"), ("t1", "ben", "dog"), ("t1", "gold", "cat"), ("t2", "anna", "cat")]
+        rows = [(r["task"], r["worker"], r["label"], r["gold"]) for r in csv.DictReader(file)]
+    assert sorted(rows) == [("t1", "anna", "cat", "cat"), ("t1", "ben", "dog", "cat"), ("t2", "anna", "cat", "")]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_labels_and_gold_go_out_and_in(ledger: Ledger, tmp_path: Path, ending: str) -> None:
+    rows = [
+        {"task": "t1", "worker": "anna", "label": "cat"},
+        {"task": "t2", "worker": "anna", "label": "cat", "gold": "dog"},
+        {"task": "t3", "gold": "cat"},
+        {"task": "t4", "worker": "gold", "label": "a person of this name"},
+    ]
+    take(ledger, tmp_path, rows)
+
+    def said(records: Ledger) -> set[tuple[str, str, str, Any]]:
+        item = {e.id: str(e.meta["item"]) for e in records.episodes()}
+        return {(item[f.about[0]], f.source.kind, f.source.name, f.value) for f in records.feedback()}
+
+    assert ("t3", "outcome", "gold", "cat") in said(ledger) and len(said(ledger)) == 5
+    out = tmp_path / f"out.{ending}"
+    export(ledger, out, "crowd")
+    assert import_files(ledger, [out]).feedback == 0, "nothing new to the ledger that it came from"
+    with Ledger.open(tmp_path / "other.sqlite") as other:
+        assert import_files(other, [out]).skipped == []
+        assert said(other) == said(ledger)
+    export(ledger, tmp_path / "gold.jsonl", "crowd", source="gold")
+    with Ledger.open(tmp_path / "golds.sqlite") as golds:
+        import_files(golds, [tmp_path / "gold.jsonl"])
+        assert said(golds) == {one for one in said(ledger) if one[2] == "gold"}
+    export(ledger, tmp_path / "anna.jsonl", "crowd", source="anna")
+    assert [set(json.loads(line)) for line in (tmp_path / "anna.jsonl").read_text().splitlines()] == [
+        {"task", "worker", "label", "text"}
+    ] * 2, "only what anna said"
+
+
+def test_what_is_no_label_and_what_is_no_time(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text(
+        '{"task": 1, "worker": "a", "label": NaN}\n'
+        '{"task": 2, "worker": "a", "label": 1e999}\n'
+        '{"task": 3, "worker": "a", "label": 3, "gold": -Infinity}\n'
+        '{"task": 4, "worker": "a", "label": 4, "at": "notatime"}\n'
+        '{"task": 5, "worker": "a", "label": "inf", "at": ""}\n'
+    )
+    done = import_files(ledger, [path])
+    assert {s.place: s.why for s in done.skipped} == {
+        "labels.jsonl:1": "`label` is nan, which is no label",
+        "labels.jsonl:2": "`label` is inf, which is no label",
+        "labels.jsonl:3": "`gold` is -inf, which is no label",
+        "labels.jsonl:4": "'notatime' is no time: the label is kept, without one",
+    }
+    assert [(f.value, f.observed_at) for f in ledger.feedback()] == [("4", None), ("inf", None)]
 
 
 def test_who_contradicts_himself_is_taken_at_the_later_word(ledger: Ledger, tmp_path: Path) -> None:
@@ -423,6 +513,11 @@ def test_exports_that_cannot_be(ledger: Ledger, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"end it by \.jsonl"):
         export(ledger, tmp_path / "out.xls", "prompt-completion")
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith("out")] == []
+    where = ["--ledger", str(ledger.path), "--source", "nobody"]
+    refused = CliRunner().invoke(app, ["ledger", "export", str(tmp_path / "out.jsonl"), *where])
+    assert str(refused.exception) == (
+        "no feedback in the ledger fits the layout 'feedback' with source 'nobody'; see metier ledger stats"
+    )
 
 
 # --- forgetting, down to the files ------------------------------------------------------
@@ -502,6 +597,29 @@ def test_what_is_forgotten_is_in_no_file(tmp_path: Path, how: str) -> None:
         export(ledger, place / "again.jsonl", "feedback")
         assert check(ledger) == []
     assert SECRET.encode() not in all_bytes(place)
+
+
+def test_forgetting_twice_and_what_is_counted_then(tmp_path: Path) -> None:
+    rows = [{"task": f"t{n}", "worker": worker, "label": "cat"} for n in range(3) for worker in ("anna", "ben")]
+    where = ["--ledger", str(tmp_path / "ledger.sqlite")]
+    with Ledger.open(tmp_path / "ledger.sqlite") as ledger:
+        import_files(ledger, [write(tmp_path / "rows.jsonl", rows)])
+        export(ledger, tmp_path / "out.csv", "crowd")
+        export(ledger, tmp_path / "edited.csv", "crowd")
+    (tmp_path / "edited.csv").write_text("edited by hand\n")
+    told = []
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["ledger", "forget", "anna", "--why", "asked", *where, "--json"])
+        told.append(json.loads(done.output))
+    assert [(one["exports_rewritten"], one["exports_left"]) for one in told] == [
+        ([str(tmp_path / "out.csv")], [str(tmp_path / "edited.csv")]),
+        ([], [str(tmp_path / "edited.csv")]),
+    ]
+    text = CliRunner().invoke(app, ["ledger", "stats", *where]).output
+    assert "3  label on 'label' by person ben 1, scored" in text
+    assert "3  label on 'label' by person anna 1, erased" in text and "anna 1, scored" not in text
+    found = json.loads(CliRunner().invoke(app, ["ledger", "stats", *where, "--json"]).output)["feedback"]
+    assert {(row["source"]["name"], row["n"], row["erased"]) for row in found} == {("anna", 0, 3), ("ben", 3, 0)}
 
 
 def test_a_user_whose_name_is_a_number_is_forgotten_too(ledger: Ledger, tmp_path: Path) -> None:

@@ -120,11 +120,11 @@ def export_file(
 
 @ledger_app.command("stats")
 def stats(ledger: LedgerOption = None, as_json: JsonOption = False) -> None:
-    """Count the records, and the feedback by kind, criterion, source and status."""
+    """Count the records, and the feedback by kind, criterion, source and status; what was erased apart."""
     from metier.cli.find import open_ledger
 
     with open_ledger(ledger) as records:
-        counts, feedback = records.counts(), records.feedback_counts()
+        counts, feedback, erased = records.counts(), records.feedback_counts(), records.erased_counts()
         label = records.label
     rows = [
         {
@@ -133,7 +133,8 @@ def stats(ledger: LedgerOption = None, as_json: JsonOption = False) -> None:
             "source": {"kind": sort.source_kind, "name": sort.source_name, "version": sort.source_version},
             "status": sort.status,
             "run": sort.run_id,
-            "n": n,
+            "n": n - erased.get(sort, 0),
+            "erased": erased.get(sort, 0),
         }
         for sort, n in feedback
     ]
@@ -145,9 +146,14 @@ def stats(ledger: LedgerOption = None, as_json: JsonOption = False) -> None:
         print(f"{n:>12,}  {name}")
     by: dict[tuple[str, ...], int] = {}
     for sort, n in feedback:
-        key = (sort.kind, sort.criterion, f"{sort.source_kind} {sort.source_name} {sort.source_version}", sort.status)
-        by[key] = by.get(key, 0) + n
-    for (kind, criterion, name, status), n in sorted(by.items(), key=lambda item: -item[1]):
+        gone = erased.get(sort, 0)
+        name = f"{sort.source_kind} {sort.source_name} {sort.source_version}"
+        for status, some in ((sort.status, n - gone), ("erased", gone)):
+            key = (sort.kind, sort.criterion, name, status)
+            by[key] = by.get(key, 0) + some
+    for (kind, criterion, name, status), n in sorted(
+        ((key, n) for key, n in by.items() if n), key=lambda item: -item[1]
+    ):
         print(f"{n:>12,}  {kind} on {criterion!r} by {name}, {status}")
 
 

@@ -336,6 +336,15 @@ class LedgerView:
             found = [(sorts[number], n) for number, n in connection.execute(query)]
         return sorted(found, key=lambda item: -item[1])
 
+    def erased_counts(self) -> dict[Sort, int]:
+        """How many statements of each sort were erased, which `feedback_counts` counts too."""
+        table, erasures = schema.feedback, schema.erasures
+        query = select(table.c.sort, func.count()).join(erasures, erasures.c.record_id == table.c.id)
+        query = query.where(erasures.c.kind == "feedback", *self.within(table)).group_by(table.c.sort)
+        with self.reading() as connection:
+            sorts = self._sorts.all(connection)
+            return {sorts[number]: n for number, n in connection.execute(query)}
+
     def arrays_missing(self, shard: str, episode_ids: Sequence[str]) -> list[str]:
         """Those of these episodes whose arrays the shard lacks, or has of differing lengths."""
         found = self._arrays.read(shard, episode_ids)

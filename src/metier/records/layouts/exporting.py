@@ -6,7 +6,7 @@
     unpaired            scores of 0 or 1, as good or not
     stepwise            scores of parts of one answer, as its steps
     openai              conversations with what was said about them, as `metier ledger import` takes them
-    crowd               labels, as task, worker, label
+    crowd               labels, as task, worker, label; where there is any, `gold` is the known label of the task
 
 An export is a declared view of the ledger: its manifest is a dataset, with the file, its
 hash and the exact rows in it. So forgetting a row finds the exports that hold it, and
@@ -29,12 +29,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from sqlalchemy import select
 
 from metier.base.clock import now
 from metier.base.config import did_you_mean
 from metier.base.errors import DataError
 from metier.base.ids import content_hash, derive_id
+from metier.records import schema
 from metier.records.arrow import SCHEMA, to_arrow
+from metier.records.layouts.crowd import GOLD
 from metier.records.ledger import Ledger
 from metier.records.types import DatasetKind, DatasetManifest, Episode, Feedback
 from metier.records.view import LedgerView
@@ -90,7 +93,9 @@ def export(ledger: Ledger, path: Path, layout: str, **where: str | None) -> Expo
 
     count = _write(path, rows(), EXPORTS[layout].schema)
     if not count:
-        raise DataError(f"no feedback in the ledger fits the layout {layout!r} with {where or 'no condition'}")
+        asked = [f"{name.removesuffix('_id')} {value!r}" for name, value in where.items() if value is not None]
+        of = f" with {' and '.join(asked)}" if asked else ""
+        raise DataError(f"no feedback in the ledger fits the layout {layout!r}{of}; see metier ledger stats")
     digest = _digest(path)
     manifest = DatasetManifest(
         id=derive_id("export", str(path.resolve()), digest, content_hash(query), content_hash([*feedback, *episodes])),
@@ -108,9 +113,13 @@ def export(ledger: Ledger, path: Path, layout: str, **where: str | None) -> Expo
 
 
 def rewrite(ledger: Ledger, dataset_ids: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Make exports among these datasets anew from the ledger as it is; returns the files done, and those left alone."""
+    """Make exports among these datasets anew from the ledger as it is; returns the files done, and those left alone.
+
+    A file that a later export wrote is that one's: it holds none of the rows, unless it is among these too.
+    """
     done: dict[str, None] = {}
     left: dict[str, None] = {}
+    written = _written(ledger)
     for dataset_id in dataset_ids:
         query = ledger.dataset(dataset_id).query
         if "export" not in query or not Path(query["file"]).exists():
@@ -118,8 +127,10 @@ def rewrite(ledger: Ledger, dataset_ids: Iterable[str]) -> tuple[list[str], list
         path = Path(query["file"])
         if str(path) in done:
             continue
-        if _digest(path) != query["sha256"]:
-            left[str(path)] = None
+        digest = _digest(path)
+        if digest != query["sha256"]:
+            if (str(path), digest) not in written:
+                left[str(path)] = None
             continue
         _remove(path)
         where = {name: query[name] for name in ("run_id", "criterion", "source") if name in query}
@@ -127,6 +138,15 @@ def rewrite(ledger: Ledger, dataset_ids: Iterable[str]) -> tuple[list[str], list
             export(ledger, path, query["export"], **where)
         done[str(path)] = None
     return list(done), [file for file in left if file not in done]
+
+
+def _written(ledger: LedgerView) -> set[tuple[str, str]]:
+    """Every file that an export wrote, with its hash."""
+    table = schema.datasets
+    with ledger.reading() as connection:
+        bodies = connection.execute(select(table.c.body).where(table.c.run_id == derive_id("run", "export"))).scalars()
+        queries = [json.loads(body)["query"] for body in bodies]
+    return {(query["file"], query["sha256"]) for query in queries}
 
 
 def rows_of(ledger: LedgerView, layout: str, **where: str | None) -> Iterator[Mapping[str, Any]]:
@@ -247,11 +267,36 @@ def _remark(statement: Feedback) -> dict[str, Any]:
 
 
 def _labels(ledger: LedgerView, where: Mapping[str, Any]) -> Iterator[_Made]:
-    for statement, (episode, *_) in _said(ledger, where, "label"):
+    """A row for each label of a worker, with the gold of its task; then the gold of tasks without one."""
+    golds: dict[tuple[str, str], tuple[Feedback, Episode]] = {}
+    if where.get("source") in (None, GOLD.name):
+        for statement, (episode, *_) in _said(ledger, {**where, "source": GOLD.name}, "label"):
+            if statement.source == GOLD:
+                golds[episode.id, statement.criterion] = statement, episode
+
+    def made(worker: str, label: str, episode: Episode, *statements: Feedback | None) -> _Made:
         task = str(episode.meta.get("item") or episode.id)
-        label = statement.value if isinstance(statement.value, str) else json.dumps(statement.value)
-        row = {"task": task, "worker": statement.source.name, "label": label, "text": episode.messages[-1].content}
-        yield _Made(row, (statement.id,), statement.about)
+        row = {"task": task, "worker": worker, "label": label, "text": episode.messages[-1].content}
+        gold = statements[-1]
+        if golds:
+            row["gold"] = "" if gold is None else _label(gold)
+        return _Made(row, tuple(one.id for one in statements if one is not None), (episode.id,))
+
+    labelled: set[tuple[str, str]] = set()
+    for statement, (episode, *_) in _said(ledger, where, "label"):
+        if statement.source == GOLD:
+            continue
+        place = episode.id, statement.criterion
+        gold, _ = golds.get(place, (None, None))
+        labelled.add(place)
+        yield made(statement.source.name, _label(statement), episode, statement, gold)
+    for place, (gold, episode) in golds.items():
+        if place not in labelled:
+            yield made("", "", episode, gold)
+
+
+def _label(statement: Feedback) -> str:
+    return statement.value if isinstance(statement.value, str) else json.dumps(statement.value)
 
 
 EXPORTS: dict[str, _Layout] = {

@@ -1,5 +1,8 @@
 """Rows out of files: JSON lines, JSON, CSV, Parquet, Arrow. One row that cannot be read is skipped alone.
 
+CSV with a quotation mark that is not closed is refused: it would swallow the rows that follow, and nobody can tell
+where the next one begins.
+
 A folder is a dataset that Hugging Face `datasets` saved to disk: its Arrow files, in order.
 """
 
@@ -9,6 +12,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -63,13 +67,13 @@ def _open(path: Path) -> IO[bytes]:
 def _csv(path: Path) -> Iterator[Row | Skipped]:
     csv.field_size_limit(1 << 30)
     with io.TextIOWrapper(_open(path), encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(file, strict=True)
         while True:
             try:
                 row = next(reader, None)
             except csv.Error as error:
-                yield Skipped(f"{path.name}:{reader.line_num}", f"not valid CSV: {error}")
-                continue
+                begins = reader.line_num + 1  # after the last row that was whole
+                raise DataError(f"{path}, line {begins}: {error}; is a quotation mark not closed?") from error
             if row is None:
                 return
             yield f"{path.name}:{reader.line_num}", {k: v for k, v in row.items() if k is not None and v != ""}
@@ -186,7 +190,9 @@ def _whole(path: Path) -> Iterator[Row | Skipped]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        found = [row for row in _lines(path) if not (isinstance(row, Skipped) and row.place.endswith(":1"))]
+        found = list(_lines(path))
+        if re.match(rb"\s*\[\s*\n", text):  # the bracket of a list that was cut short is no row
+            found = found[1:]
         if all(isinstance(row, Skipped) for row in found):
             raise DataError(f"{path} is neither JSON nor JSON lines: {error}") from error
         yield from found
