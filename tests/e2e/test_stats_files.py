@@ -137,6 +137,68 @@ def test_agreement_tells_what_workers_are_worth(tmp_path: Path, told: Told) -> N
     assert "alpha (nominal)  none" in text
 
 
+def test_gold_that_cannot_check_is_named(tmp_path: Path, told: Told) -> None:
+    labels = tmp_path / "in.csv"
+    labels.write_text("task,worker,label\n" + "".join(f"t{t},{w},{'ab'[t % 2]}\n" for t in range(4) for w in "xyz"))
+    bare = json.loads(told("agreement", labels, "--json")[0])  # no gold: nothing is said of accuracy
+    assert {(one["gold"], one["accuracy"], one["low"], one["high"]) for one in bare["workers"]} == {
+        (0, None, None, None)
+    }
+    other = lines(tmp_path / "other.jsonl", [{"task": "q", "label": "a"}])
+    for command in ("agreement", "aggregate"):
+        with pytest.raises(DataError, match="no task of the gold"):
+            told(command, labels, "--gold", other)
+    gold = lines(tmp_path / "gold.jsonl", [{"task": "t0", "label": "A"}, {"task": "q", "label": "never labelled"}])
+    for command in ("agreement", "aggregate"):
+        assert json.loads(told(command, labels, "--gold", gold, "--json")[0])["gold_labels_of_no_worker"] == ["A"]
+        assert "gold has labels that no worker gave: A;" in told(command, labels, "--gold", gold)[1]
+
+
+def test_what_is_no_number_becomes_no_label(tmp_path: Path, told: Told) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(
+        '{"task": 1, "worker": "a", "label": NaN}\n{"task": 1, "worker": "b", "label": 1}\n'
+        '{"task": 1, "worker": "c", "label": -1e999}\n{"task": NaN, "worker": "c", "label": 1}\n'
+    )
+    got = json.loads(told("aggregate", path, "--json")[0])
+    assert got["rows"] == [{"task": "1", "label": "1", "confidence": 1.0}]
+    assert [(one["line"], one["why"]) for one in got["skipped"]] == [
+        (1, "nan is no label or name"),
+        (3, "-inf is no label or name"),
+        (4, "nan is no label or name"),
+    ]
+    (tmp_path / "gold.jsonl").write_text('{"task": 1, "label": 1}\n{"task": 1, "label": NaN}\n')
+    err = told("aggregate", path, "--gold", tmp_path / "gold.jsonl")[1]
+    assert "gold: majority 1/1" in err and "gold.jsonl: line 2: nan is no label or name" in err
+    (tmp_path / "gold.jsonl").write_text('{"task": 1, "label": NaN}\n')
+    with pytest.raises(DataError, match="no row with a task and a label; line 1: nan"):
+        told("aggregate", path, "--gold", tmp_path / "gold.jsonl")
+
+
+def test_ppi_says_why_there_is_no_interval_and_no_corrected_rate(tmp_path: Path, told: Told) -> None:
+    judge = lines(tmp_path / "judge.jsonl", [{"id": k, "value": k % 2} for k in range(100)])
+    one_class = lines(tmp_path / "one.jsonl", [{"id": k, "value": 1} for k in range(40)])
+    got = json.loads(told("ppi", "--labels", one_class, "--judge", judge, "--json")[0])
+    assert (got["estimate"], got["ci95"], got["low"]) == (pytest.approx(1), None, None)
+    assert "show no spread" in got["caveats"][0]
+    assert "no interval" in told("ppi", "--labels", one_class, "--judge", judge)[0]
+    rows = [{"id": k, "value": int(k % 4 > 0)} for k in range(40)]
+    torn = lines(tmp_path / "torn.jsonl", [*rows, {"id": 0, "value": 1}, {"id": 1, "value": 1}])
+    got = json.loads(told("ppi", "--labels", torn, "--judge", judge, "--json")[0])
+    assert got["caveats"] == [f"{torn}: 2 rows repeat an id and were averaged with it; 1 ids contradict themselves"]
+    assert "contradict themselves" in got["no_rogan_gladen"]
+    twice = lines(tmp_path / "twice.jsonl", [*rows, rows[0]])  # the same again is no contradiction
+    got = json.loads(told("ppi", "--labels", twice, "--judge", judge, "--json")[0])
+    assert "0 ids contradict" in got["caveats"][0] and got["rogan_gladen"] is not None
+    chosen = lines(tmp_path / "chosen.jsonl", [{**row, "propensity": 0.4} for row in rows])
+    assert "a random sample" in told("ppi", "--labels", chosen, "--judge", judge)[0]
+    graded = lines(tmp_path / "graded.jsonl", [{**row, "value": 0.5} for row in rows[:1]] + rows[1:])
+    assert "values other than 0 and 1" in told("ppi", "--labels", graded, "--judge", judge)[0]
+    uneven = lines(tmp_path / "uneven.jsonl", [{**rows[0], "propensity": 0.4}, {**rows[0], "propensity": 0.5}])
+    with pytest.raises(DataError, match=r"line 2: 0 has the propensity 0\.5, and 0\.4 before"):
+        told("ppi", "--labels", uneven, "--judge", judge)
+
+
 def test_ppi_combines_labels_and_judgements(tmp_path: Path, told: Told) -> None:
     (tmp_path / "labels.csv").write_text("id,value\n1,1\n2,0\n3,1\n4,1\nlost,1\nbad,many\n")
     judged = [1, 0, 0, 1, 1, 1, 0, 0, 1, 0]
@@ -194,6 +256,11 @@ def test_compare_says_what_it_cannot_know(tmp_path: Path, told: Told) -> None:
         told("compare", b, other)
     with pytest.raises(DataError, match="no field topic"):
         told("compare", b, b, "--cluster", "topic")
+    huge = lines(
+        tmp_path / "huge.jsonl", [{"id": "x", "score": 1}, {"id": "y", "score": 10**400}, {"id": "z", "score": 1e308}]
+    )
+    got = json.loads(told("compare", huge, b, "--json")[0])  # a row that is beyond reckoning stops no other
+    assert (got["n"], [one["line"] for one in got["skipped"]]) == (1, [2, 3])
     worded = lines(tmp_path / "worded.jsonl", [{"id": "x", "score": 1}, {"id": "y", "score": "a cluster"}])
     got = json.loads(told("compare", worded, b, "--json")[0])  # no number, whatever the word
     assert (got["n"], got["skipped"][0]["line"]) == (1, 2)
@@ -273,6 +340,14 @@ def test_pass_k_of_a_file(tmp_path: Path, told: Told) -> None:
     assert (got["pass@1"], got["pass@k"], got["pass^k"]) == (0.5, pytest.approx(11 / 18), pytest.approx(7 / 18))
     assert got["se_clustered"] > got["se_naive"] > 0
     assert "pass^2 0.3889" in told("passk", path, "--k", "2")[0]
+    even = [{"id": name, "score": s} for name in "ab" for s in (1, None, 1)]
+    text, err = told("passk", lines(tmp_path / "even.jsonl", even), "--k", "2")
+    assert "4 attempts at 2 tasks" in text and "2 attempts are unscored" in err
+    assert "all tasks have the same pass@1 and pass@2 and pass^2: no spread was seen" in err
+    alone = json.loads(told("passk", lines(tmp_path / "alone.jsonl", even[:3]), "--k", "2", "--json")[0])
+    assert (alone["se_clustered"], alone["caveats"]) == (None, ["one task: there is no error to be known"])
+    with pytest.raises(DataError, match="a threshold of nan"):
+        told("passk", path, "--k", "2", "--threshold", "nan")
     with pytest.raises(DataError, match="no task has 5 scored attempts"):
         told("passk", path, "--k", "5")
     graded = lines(tmp_path / "g.jsonl", [{"id": "a", "score": 0.5}, {"id": "a", "score": 1}])

@@ -157,6 +157,21 @@ def test_calibration_by_hand() -> None:
     assert got.auroc == pytest.approx(7.5 / 9, abs=1e-12)
 
 
+def test_adaptive_bins_keep_equal_forecasts_together() -> None:
+    # Twelve forecasts, ten bins. The five .2 have the places 0 to 4, the middle one 2 and so the bin 2 * 10 // 12 = 1;
+    # the three .5 place 6 and bin 5; the four .9 place 9.5 and bin 7: three bins, whatever the order of the rows.
+    p, y = [0.2] * 5 + [0.5] * 3 + [0.9] * 4, [1, 0, 0, 0, 0, 1, 1, 0, 1, 1, 1, 0]
+    got = calibration(p, y)
+    # (|1 - 1| + |1.5 - 2| + |3.6 - 3|) / 12
+    assert got.adaptive_ece == pytest.approx(1.1 / 12, abs=1e-12)
+    by_outcome = sorted(zip(p, y, strict=True), key=lambda pair: pair[1])
+    for rows in (by_outcome, by_outcome[::-1]):
+        assert calibration(*zip(*rows, strict=True)) == got  # the null bands too
+    alike = calibration([0.5] * 100, [0] * 50 + [1] * 50)
+    assert alike.adaptive_ece == alike.ece == 0
+    assert alike.adaptive_ece_null == alike.ece_null
+
+
 @pytest.mark.parametrize("digits", [1, 6])
 def test_the_brier_score_is_split_without_a_rest(digits: int) -> None:
     rng = np.random.default_rng(0)

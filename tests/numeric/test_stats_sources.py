@@ -441,6 +441,24 @@ def test_prediction_powered_by_hand() -> None:
     assert (alone.lam, alone.estimate, alone.se) == (0.0, 0.75, pytest.approx(alone.classical_se))
 
 
+def test_labels_that_show_no_spread_give_no_interval() -> None:
+    judge = [1.0, 0.0] * 25
+    even = prediction_powered([1] * 50, judge, judge * 4)
+    assert (even.estimate, even.se, even.low, even.high) == (1, 0, None, None)
+    assert even.caveats == ("the 50 labelled items show no spread, so no interval",)
+    uneven = prediction_powered([0.1] * 50, judge, judge * 4, propensity=[0.1 + n / 100 for n in range(50)])
+    assert (uneven.estimate, uneven.se, uneven.low) == (pytest.approx(0.1), 0, None)
+    two = prediction_powered([1, 0], [1, 0], [1, 0, 0, 1])
+    assert two.low is not None and two.low < 0
+    assert [caveat.split(":")[0] for caveat in two.caveats] == [
+        "2 labelled items",
+        "the interval goes beyond 0 and 1, where no rate lies",
+    ]
+    right = prediction_powered([1.0, 2.0, 5.0], [1.0, 2.0, 5.0], [2.0] * 98 + [1.0, 3.0])
+    assert right.lam == 1 and "the judge errs by the same amount" in right.caveats[-1]
+    assert prediction_powered([1, 0] * 20, judge[:40], judge * 4).caveats == ()
+
+
 def test_rogan_gladen_by_hand() -> None:
     # Sensitivity 3/4, specificity 2/4, rate of the rest .6: (.6 + .5 - 1) / .25 = .4.
     got = rogan_gladen([1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 1, 1, 0, 0], [1, 1, 1, 0, 0])

@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from metier.cli.runs import JsonOption
-from metier.cli.tables import read_rows, tell_skipped
+from metier.cli.tables import PLACES, read_rows, tell_skipped
 
 if TYPE_CHECKING:
     from metier.stats.tables import Table
@@ -44,7 +45,7 @@ def aggregate_labels(
     from metier.stats.aggregate import aggregate
 
     votes, table, _ = _votes(labels)
-    known = None if gold is None else _gold(gold)
+    known = {} if gold is None else _gold(gold)
     done = aggregate(votes, method=method, gold=known)
     rows = [
         (task, votes.labels[place], round(float(confidence), 6))
@@ -63,7 +64,7 @@ def aggregate_labels(
         "labels": len(votes.labels),
         "votes": int(votes.task.size),
         "tied": done.tied,
-        **_oddities(votes, table),
+        **_oddities(votes, table, known),
         "gold": [{**asdict(check), "accuracy": check.accuracy} for check in done.checks],
     }
     if as_json:
@@ -79,7 +80,7 @@ def aggregate_labels(
     )
     for check in done.checks:
         typer.echo(f"gold: {check.method} {check.right}/{check.n} = {check.accuracy:.3f}", err=True)
-    _tell(votes, table)
+    _tell(votes, table, known)
 
 
 def agreement(
@@ -102,7 +103,7 @@ def agreement(
     votes, table, cost = _votes(labels)
     both = [f(votes, scale=scale) for f in (krippendorff, gwet)]  # type: ignore[arg-type]
     done = aggregate(votes)
-    known = None if gold is None else _gold(gold)
+    known = {} if gold is None else _gold(gold)
     measured = sources(votes, done.truth, gold=known, cost=cost)
     odd = suspicions(votes)
     if as_json:
@@ -112,7 +113,7 @@ def agreement(
             **{one.name: asdict(one) for one in both},
             "workers": [asdict(one) for one in measured],
             "suspicions": [asdict(one) for one in odd],
-            **_oddities(votes, table),
+            **_oddities(votes, table, known),
         }
         print(json.dumps(told, ensure_ascii=False))
         return
@@ -128,7 +129,8 @@ def agreement(
         agrees = "?" if worker.agreement is None else f"{worker.agreement:.2f}"
         line = f"{worker.name}  {worker.votes}  {worth}  {agrees}"
         if known:
-            line += f"  {worker.right}/{worker.gold} [{worker.low:.2f}, {worker.high:.2f}]"
+            line += f"  {worker.right}/{worker.gold}"
+            line += "" if worker.low is None else f" [{worker.low:.2f}, {worker.high:.2f}]"
         print(line)
     for note in odd:
         seen = {"random": "agrees with the others", "constant": "gives one label", "copier": "agree"}[note.kind]
@@ -136,7 +138,7 @@ def agreement(
             f"{note.kind}: {' and '.join(note.sources)} {seen} {note.observed:.2f} of the time over {note.n} tasks, "
             f"where {note.expected:.2f} is ordinary (p = {note.p:.1g})"
         )
-    _tell(votes, table)
+    _tell(votes, table, known)
 
 
 def ppi(
@@ -153,23 +155,36 @@ def ppi(
     from metier.base.errors import DataError
     from metier.stats.ppi import prediction_powered, rogan_gladen
 
-    human, human_table = _values(labels, ("id", "value"))
-    machine, machine_table = _values(judge, ("id", "value"))
+    human, human_table = _values(labels)
+    machine, machine_table = _values(judge)
     shared = [name for name in human if name in machine]
     if not shared:
         raise DataError(f"no id of {labels} is in {judge}; the judge has to have judged the labelled items too")
     chances = _propensities(human_table)
     if chances and any(name not in chances for name in shared):
         raise DataError(f"{labels} has a propensity for some items only; give all of them one, or none")
-    y, j = [human[name] for name in shared], [machine[name] for name in shared]
-    rest = [value for name, value in machine.items() if name not in human]
+    y, j = ([fmean(side[name]) for name in shared] for side in (human, machine))
+    rest = [fmean(values) for name, values in machine.items() if name not in human]
     found = prediction_powered(y, j, rest, propensity=[chances[name] for name in shared] if chances else None)
-    corrected, why_not = None, "there are values other than 0 and 1"
-    if not chances and {*y, *j, *rest} <= {0.0, 1.0}:
+    caveats = list(found.caveats)
+    for path, said in ((labels, human), (judge, machine)):
+        if again := sum(len(values) - 1 for values in said.values()):
+            torn = sum(len(set(values)) > 1 for values in said.values())
+            caveats.append(
+                f"{path}: {again} rows repeat an id and were averaged with it; {torn} ids contradict themselves"
+            )
+    corrected = None
+    if chances:
+        why_not = "it needs labels of a random sample, and these were chosen with a propensity"
+    elif {*y, *j, *rest} <= {0.0, 1.0}:
         try:
             corrected = rogan_gladen(y, j, rest)
         except DataError as error:
             why_not = str(error)
+    elif all(value in (0.0, 1.0) for said in (human, machine) for values in said.values() for value in values):
+        why_not = "ids contradict themselves, and the mean of their values is neither 0 nor 1"
+    else:
+        why_not = "there are values other than 0 and 1"
     unjudged = len(human) - len(shared)
     skipped = [{"file": t.name, "line": s.line, "why": s.why} for t in (human_table, machine_table) for s in t.skipped]
     if as_json:
@@ -177,12 +192,14 @@ def ppi(
             **asdict(found),
             "ci95": None if found.low is None else [found.low, found.high],
             "rogan_gladen": None if corrected is None else asdict(corrected),
+            "no_rogan_gladen": None if corrected is not None else why_not,
             "labels_without_judgement": unjudged,
+            "caveats": caveats,
             "skipped": skipped,
         }
         print(json.dumps(told, ensure_ascii=False))
         return
-    span = "no interval: it needs two labelled items" if found.low is None else f"[{found.low:.4f}, {found.high:.4f}]"
+    span = "no interval" if found.low is None else f"[{found.low:.4f}, {found.high:.4f}]"
     print(f"estimate {found.estimate:.4f}  {span}  (95 %)")
     print(f"from {found.n} labelled items and {found.N} that only the judge saw; weight of the judge {found.lam:.3f}")
     alone = "" if found.classical_se is None else f" (se {found.classical_se:.4f}, here {found.se:.4f})"
@@ -194,6 +211,8 @@ def ppi(
         )
     else:
         print(f"no Rogan-Gladen rate: {why_not}")
+    for caveat in caveats:
+        typer.echo(caveat, err=True)
     if unjudged:
         typer.echo(f"left out: {unjudged} labelled items without a judgement", err=True)
     for table in (human_table, machine_table):
@@ -206,7 +225,7 @@ def _votes(path: Path) -> tuple[Votes, Table, dict[str, float]]:
     from metier.stats.tables import number
     from metier.stats.votes import Votes
 
-    table = read_rows(path, ("task", "worker", "label"))
+    table = _words(path, ("task", "worker", "label"))
     table.need("a task, a worker and a label")
     votes = Votes.of((str(r.cells["task"]), str(r.cells["worker"]), str(r.cells["label"])) for r in table.rows)
     prices: dict[str, list[float]] = {}
@@ -222,10 +241,29 @@ def _votes(path: Path) -> tuple[Votes, Table, dict[str, float]]:
     return votes, table, {worker: sum(costs) / len(costs) for worker, costs in prices.items()}
 
 
+def _words(path: Path, columns: Sequence[str]) -> Table:
+    """The rows of a file in which each of `columns` can be a name or a label."""
+    from metier.base.errors import DataError
+    from metier.stats.tables import word
+
+    table = read_rows(path, columns)
+    kept = []
+    for row in table.rows:
+        try:
+            for column in columns:
+                word(row.cells[column])
+        except DataError as error:
+            table.skip(row, str(error))
+            continue
+        kept.append(row)
+    table.rows = kept
+    return table
+
+
 def _gold(path: Path) -> dict[str, str]:
     from metier.base.errors import DataError
 
-    table = read_rows(path, ("task", "label"))
+    table = _words(path, ("task", "label"))
     table.need("a task and a label")
     found: dict[str, tuple[str, int]] = {}
     for row in table.rows:
@@ -239,37 +277,44 @@ def _gold(path: Path) -> dict[str, str]:
     return {task: label for task, (label, _) in found.items()}
 
 
-def _values(path: Path, columns: Sequence[str]) -> tuple[dict[str, float], Table]:
-    """The mean value of each id; several values of one id are averaged."""
+def _values(path: Path) -> tuple[dict[str, list[float]], Table]:
+    """The values of each id; there may be several."""
     from metier.base.errors import DataError
-    from metier.stats.tables import number
+    from metier.stats.tables import number, word
 
-    table = read_rows(path, columns)
+    table = read_rows(path, ("id", "value"))
     found: dict[str, list[float]] = {}
     kept = []
     for row in table.rows:
         try:
-            found.setdefault(str(row.cells["id"]), []).append(number(row.cells["value"]))
-            kept.append(row)
+            name, value = word(row.cells["id"]), number(row.cells["value"])
         except DataError as error:
-            table.skip(row, f"value: {error}")
-    found = {name: values for name, values in found.items() if values}
+            table.skip(row, str(error))
+            continue
+        found.setdefault(name, []).append(value)
+        kept.append(row)
     table.rows = kept
     table.need("an id and a value that is a number")
-    return {name: sum(values) / len(values) for name, values in found.items()}, table
+    return found, table
 
 
 def _propensities(table: Table) -> dict[str, float]:
     from metier.base.errors import DataError
     from metier.stats.tables import number
 
-    found = {}
+    found: dict[str, float] = {}
     for row in table.rows:
         if row.cells.get("propensity") not in (None, ""):
             try:
-                found[str(row.cells["id"])] = number(row.cells["propensity"])
+                chance = number(row.cells["propensity"])
             except DataError as error:
                 raise DataError(f"{table.name}, line {row.line}: propensity: {error}") from error
+            name = str(row.cells["id"])
+            if found.setdefault(name, chance) != chance:
+                raise DataError(
+                    f"{table.name}, line {row.line}: {name} has the propensity {chance}, and {found[name]} before; "
+                    "an item is chosen with one"
+                )
     return found
 
 
@@ -284,17 +329,23 @@ def _write(out: Path | None, text: str) -> None:
     out.write_text(text, encoding="utf-8")
 
 
-def _oddities(votes: Votes, table: Table) -> dict[str, Any]:
+def _strange(votes: Votes, gold: Mapping[str, str]) -> list[str]:
+    """Labels that the gold gives to labelled tasks and no worker gave to any."""
+    return sorted({gold[task] for task in votes.tasks if task in gold}.difference(votes.labels))
+
+
+def _oddities(votes: Votes, table: Table, gold: Mapping[str, str]) -> dict[str, Any]:
     return {
         "workers_seen_once": int((votes.per_source() == 1).sum()),
         "tasks_with_one_label": int((votes.per_task() == 1).sum()),
         "repeated": votes.repeated,
         "changed": votes.changed,
+        "gold_labels_of_no_worker": _strange(votes, gold),
         "skipped": [asdict(one) for one in table.skipped],
     }
 
 
-def _tell(votes: Votes, table: Table) -> None:
+def _tell(votes: Votes, table: Table, gold: Mapping[str, str]) -> None:
     """On stderr, what in the file is unusual and what was made of it."""
     once = int((votes.per_source() == 1).sum())
     notes = [
@@ -305,4 +356,7 @@ def _tell(votes: Votes, table: Table) -> None:
     for count, words in notes:
         if count:
             typer.echo(f"{count} {words}", err=True)
+    if strange := _strange(votes, gold):
+        named = ", ".join(strange[:PLACES]) + (" …" if len(strange) > PLACES else "")
+        typer.echo(f"gold has labels that no worker gave: {named}; are they spelt alike?", err=True)
     tell_skipped(table.name, table.skipped)

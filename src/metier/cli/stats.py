@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -115,9 +116,12 @@ def passk(
     as_json: JsonOption = False,
 ) -> None:
     """Tell how often one attempt succeeds, at least one of k (pass@k) and all of k (pass^k), without bias."""
+    from metier.base.errors import DataError
     from metier.cli.scores import read_scores
     from metier.stats.repeats import passes
 
+    if threshold is not None and not math.isfinite(threshold):
+        raise DataError(f"a threshold of {threshold} parts no scores; give a number")
     read = read_scores(scores, metric=metric, ledger=ledger)
     by_item = read.by_item
     if threshold is not None:
@@ -140,6 +144,7 @@ def passk(
             "attempts": found.attempts,
             "tasks_with_fewer_than_k": found.short,
             "unscored": found.unscored,
+            "caveats": found.caveats,
             "notes": read.notes,
             "skipped": [asdict(row) for row in read.skipped],
         }
@@ -148,10 +153,14 @@ def passk(
     errors = ["" if se is None else f"  (se {se:.4f})" for se in (found.se_clustered, found.se_at_k, found.se_all_k)]
     print(f"pass@1 {found.pass_1:.4f}{errors[0]}\npass@{k} {found.pass_at_k:.4f}{errors[1]}")
     print(f"pass^{k} {found.pass_all_k:.4f}{errors[2]}\n{found.attempts} attempts at {found.tasks} tasks")
-    if found.se_naive is not None:
+    if found.se_naive:
         print(f"the error of pass@1 would be {found.se_naive:.4f} were attempts at one task independent")
     if found.short:
         typer.echo(f"{found.short} tasks have fewer than {k} attempts and count in pass@1 only", err=True)
+    if found.unscored:
+        typer.echo(f"{found.unscored} attempts are unscored and count nowhere", err=True)
+    for note in (*found.caveats, *read.notes):
+        typer.echo(note, err=True)
     tell_skipped(read.name, read.skipped)
 
 

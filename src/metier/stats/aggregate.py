@@ -80,7 +80,7 @@ def aggregate(votes: Votes, *, method: str = "auto", gold: Mapping[str, str] | N
     if method not in METHODS:
         raise DataError(f"there is no method {method!r}; use one of {', '.join(METHODS)}")
     plain = majority(votes)
-    known = _gold(votes, gold)
+    known = votes.known(gold)
     if method == "auto":
         return _auto(votes, plain, known)
     truth = None if method == "majority" else _FITS[method](votes)
@@ -159,14 +159,6 @@ def _agreement(votes: Votes, fold_N: Places) -> Floats:
         said = rest_TK.argmax(axis=1)[held.task] == held.label
         out[fold_N == fold] = np.where(rest_TK.sum(axis=1)[held.task] > 0, said, np.nan)
     return out
-
-
-def _gold(votes: Votes, gold: Mapping[str, str] | None) -> Places:
-    """See `Votes.known`. Raises `DataError` for gold that has nothing to do with the votes."""
-    known = votes.known(gold)
-    if gold and known.max() < 0:
-        raise DataError("no task of the gold is among the labelled tasks; check that both use the same task ids")
-    return known
 
 
 def _checks(plain: Majority, fits: Mapping[str, Truth], known: Places) -> tuple[GoldCheck, ...]:

@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 
 from metier.base.errors import DataError
+from metier.stats.tables import number
 from metier.stats.votes import CELLS, Floats, Votes
 
 __all__ = ["Agreement", "Scale", "gwet", "krippendorff", "numbers"]
@@ -99,12 +100,9 @@ def gwet(
 def numbers(labels: Sequence[str]) -> Floats:
     """Labels as numbers, for the scales that need them."""
     try:
-        found = np.asarray([float(label) for label in labels])
-    except ValueError as error:
+        return np.asarray([number(label) for label in labels])
+    except DataError as error:
         raise DataError(f"an ordinal or interval scale needs labels that are numbers: {error}; use nominal") from error
-    if not np.isfinite(found).all():
-        raise DataError("an ordinal or interval scale needs finite numbers as labels; use nominal")
-    return found
 
 
 def _alpha_parts(counts_TK: Floats, labels: Sequence[str], scale: Scale) -> tuple[Floats, Callable[[Floats], Floats]]:

@@ -80,8 +80,12 @@ def calibration(p: Sequence[float], y: Sequence[float], *, seed: int = 0, draws:
         ECE = sum_b (n_b / n) |mean p_b - mean y_b|
 
     over `BINS` bins of equal width, closed below (the last one on both sides), or, adaptive, of
-    equal numbers of forecasts in their order. The band is that of `draws` sets of outcomes.
+    equal numbers of forecasts by rank. Equal forecasts stay together, in the bin of the middle one
+    of them, so adaptive bins may be uneven and fewer. The band is that of `draws` sets of outcomes.
+    The order of the rows changes nothing.
     """
+    from scipy.stats import rankdata
+
     p_n, y_n = np.asarray(p, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if p_n.size == 0 or p_n.size != y_n.size:
         raise DataError(f"{p_n.size} probabilities and {y_n.size} outcomes; there must be as many, and at least one")
@@ -89,10 +93,10 @@ def calibration(p: Sequence[float], y: Sequence[float], *, seed: int = 0, draws:
         raise DataError("a probability lies in [0, 1]")
     if not np.isin(y_n, (0.0, 1.0)).all():
         raise DataError("an outcome is 0 or 1")
+    order = np.lexsort((y_n, p_n))  # one order, so that the same outcomes are drawn
+    p_n, y_n = p_n[order], y_n[order]
     wide_n = np.minimum((p_n * BINS).astype(np.intp), BINS - 1)
-    order = np.argsort(p_n, kind="stable")
-    deep_n = np.empty(p_n.size, np.intp)
-    deep_n[order] = np.arange(p_n.size) * min(BINS, p_n.size) // p_n.size
+    deep_n = ((rankdata(p_n) - 1) * min(BINS, p_n.size) // p_n.size).astype(np.intp)
     rng = np.random.default_rng(seed)
     step = max(1, 4_000_000 // p_n.size)
     null_wide, null_deep = [], []

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from metier.stats.best_of_n import resample
 from metier.stats.intervals import Interval, numbered
-from metier.stats.transfer import Measured, interval_of_draws
+from metier.stats.transfer import Measured, interval_of_draws, unit_range
 
 __all__ = ["Explained", "explained"]
 
@@ -68,10 +68,12 @@ def explained(
     columns = [reward, gold, *features.values()]
     if any(len(column) != n for column in (*columns, prompts, grouped)):
         raise ValueError("reward, gold, each feature, prompts and clusters need one value for each row")
-    raw_nZ = np.array(columns, dtype=np.float64).T.reshape(n, -1)
-    centred_nZ = _within(raw_nZ, prompts)
+    if not n:
+        raise ValueError("there are no rows, so nothing is explained")
+    ranged_nZ, _, _ = unit_range(np.array(columns, dtype=np.float64).T.reshape(n, -1))
+    centred_nZ = _within(ranged_nZ, prompts)
     scale_Z = np.sqrt((centred_nZ**2).sum(axis=0))
-    scale_Z[scale_Z < _NOTHING * np.maximum(1.0, np.abs(raw_nZ).max(axis=0, initial=0.0)) * max(n, 1)] = 0.0
+    scale_Z[scale_Z < _NOTHING * n] = 0.0  # all that rounding leaves
     unit_nZ = np.divide(centred_nZ, scale_Z, out=np.zeros_like(centred_nZ), where=scale_Z > 0)
     names = list(features)
     varying = [name for name, scale in zip(names, scale_Z[2:], strict=True) if scale > 0]

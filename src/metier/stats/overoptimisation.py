@@ -24,6 +24,7 @@ __all__ = ["Fit", "Law", "fit_overoptimisation"]
 
 Floats = NDArray[np.float64]
 Law = Literal["best_of_n", "rl"]
+_SAME = 1e-9  # of b: draws that differ by less differ by rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +88,8 @@ def fit_overoptimisation(
             caveats.append("no bend was seen (the interval of b covers zero): the peak is not determined")
         elif b_high < 0:
             caveats.append("the gain grows faster than the law allows (b is below zero): no peak")
+        elif np.ptp(drawn_2B[1]) <= _SAME * abs(b):
+            caveats.append("all draws bend alike, so how sure the bend is cannot be told: the peak is not determined")
         elif not math.isfinite(top(a, b)):
             caveats.append("the bend is so slight that no peak can be computed")
         else:

@@ -22,6 +22,8 @@ from metier.stats.votes import Floats
 
 __all__ = ["PredictionPowered", "RoganGladen", "prediction_powered", "rogan_gladen"]
 
+FEW = 30  # labelled items below which the interval is rough
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictionPowered:
@@ -31,12 +33,13 @@ class PredictionPowered:
     N: int  # items with a judgement only
     estimate: float
     se: float | None  # None where n < 2
-    low: float | None
+    low: float | None  # None where n < 2, and where no spread was seen
     high: float | None
     lam: float  # weight of the judge: 0 leaves it out, 1 trusts it as far as can be
     classical: float  # the labelled items alone
     classical_se: float | None
     judged: float  # the judge alone, over all items; its bias is in it
+    caveats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +64,12 @@ def prediction_powered(
     """PPI++ for a mean: `y` and `judged` [n] of the labelled items, `rest` [N] judgements of the others.
 
         theta = l mean_N(j) + mean_n(y - l j)
-        l     = cov(y, j) / ((1 + n/N) var j), clipped to [0, 1];  0 where N = 0 or the judge is constant
+        l     = cov(y, j) / ((1 + n/N) var j), clipped to [0, 1];  0 where N = 0 or the judge or the labels are constant
         SE^2  = l^2 var_N(j) / N + sum_i (w_i (r_i - mean r))^2 n/(n-1),    r = y - l j
 
     Angelopoulos et al. 2023, arXiv 2311.01453, with w_i = 1/n. The interval uses t with n - 1
-    degrees of freedom.
+    degrees of freedom. Where SE is 0 the labels have shown no spread, which does not say that there
+    is none, so there is no interval. The bounds are not cut where no value can lie.
 
     With `propensity`, the probability with which each labelled item was chosen, the others are
     no random sample either. Then w_i is proportional to 1/propensity and of sum 1, the mean of j
@@ -90,23 +94,38 @@ def prediction_powered(
     spread = float(all_j.var())  # labelled or not, items have one distribution of j
     covariance = float(w_n @ ((y_n - w_n @ y_n) * (j_n - w_n @ j_n)))
     far_j = j_N if propensity is None else all_j
+    classical_se = _se(y_n, w_n) if n > 1 else None
     lam = 0.0
-    if N > 0 and spread > 0:
+    if N > 0 and spread > 0 and classical_se:
         lam = min(1.0, max(0.0, covariance / ((1 + n / far_j.size) * spread)))
     far = float(far_j.mean()) if N else 0.0
     estimate = lam * far + float(w_n @ (y_n - lam * j_n))
-    se = classical_se = low = high = None
+    se = low = high = None
+    left_n = y_n - lam * j_n
     if n > 1:
-        classical_se = _se(y_n, w_n)
-        left_n = y_n - lam * j_n
-        if propensity is None:
+        if not classical_se:
+            se = 0.0
+        elif propensity is None:
             se = math.hypot(lam * math.sqrt(float(j_N.var(ddof=1)) / N) if N > 1 else 0.0, _se(left_n, w_n))
         else:
             part = lam * (all_j - all_j.mean()) / all_j.size
             part[:n] += w_n * (left_n - w_n @ left_n)
             se = math.sqrt(float((part**2).sum()) * n / (n - 1))
-        half = t_quantile((1 + confidence) / 2, n - 1) * se
-        low, high = estimate - half, estimate + half
+        if se > 0:
+            half = t_quantile((1 + confidence) / 2, n - 1) * se
+            low, high = estimate - half, estimate + half
+    caveats = []
+    if n == 1:
+        caveats.append("one labelled item: there is no error to be known, so no interval")
+    elif se == 0:
+        caveats.append(f"the {n} labelled items show no spread, so no interval")
+    elif n < FEW:
+        caveats.append(f"{n} labelled items: few, so the interval is rough")
+    if se and _se(left_n, w_n) == 0:
+        caveats.append("the judge errs by the same amount on all labelled items: no spread of its errors was seen")
+    is_rate = bool(np.isin(np.concatenate((y_n, all_j)), (0.0, 1.0)).all())
+    if is_rate and low is not None and high is not None and (low < 0 or high > 1):
+        caveats.append("the interval goes beyond 0 and 1, where no rate lies: read it as ending there")
     return PredictionPowered(
         n=n,
         N=N,
@@ -118,6 +137,7 @@ def prediction_powered(
         classical=float(w_n @ y_n),
         classical_se=classical_se,
         judged=float(all_j.mean()),
+        caveats=tuple(caveats),
     )
 
 

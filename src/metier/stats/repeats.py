@@ -34,6 +34,7 @@ class Passes:
     se_all_k: float | None
     short: int  # tasks with fewer than k attempts, in pass_1 only
     unscored: int  # attempts that are None
+    caveats: tuple[str, ...] = ()
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -71,6 +72,16 @@ def passes(scores: Mapping[str, Sequence[float | None]], k: int) -> Passes:
     at = [pass_at_k(n, c, k) for n, c in enough]
     every = [pass_all_k(n, c, k) for n, c in enough]
     attempts = [value for values in scored.values() for value in values]
+    se_1, se_at_k, se_all_k = (clustered_se(values) for values in (means, at, every))
+    caveats = []
+    if len(scored) == 1:
+        caveats.append("one task: there is no error to be known")
+    elif len(enough) == 1:
+        caveats.append(f"one task with {k} attempts: there is no error of pass@{k} and pass^{k} to be known")
+    even = [name for name, se in (("pass@1", se_1), (f"pass@{k}", se_at_k), (f"pass^{k}", se_all_k)) if se == 0]
+    if even:
+        same = " and ".join(dict.fromkeys(even))
+        caveats.append(f"all tasks have the same {same}: no spread was seen, so an error of 0 is no certainty")
     return Passes(
         k=k,
         tasks=len(scored),
@@ -79,11 +90,12 @@ def passes(scores: Mapping[str, Sequence[float | None]], k: int) -> Passes:
         pass_at_k=math.fsum(at) / len(at),
         pass_all_k=math.fsum(every) / len(every),
         se_naive=clustered_se(attempts),
-        se_clustered=clustered_se(means),
-        se_at_k=clustered_se(at),
-        se_all_k=clustered_se(every),
+        se_clustered=se_1,
+        se_at_k=se_at_k,
+        se_all_k=se_all_k,
         short=len(scored) - len(enough),
         unscored=sum(value is None for values in scores.values() for value in values),
+        caveats=tuple(caveats),
     )
 
 

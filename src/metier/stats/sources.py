@@ -45,9 +45,9 @@ class Source:
     agreement: float | None  # how often it says what the others make most probable
     gold: int  # its votes on gold tasks
     right: int  # of those, right
-    accuracy: float  # posterior mean of its accuracy on gold; 1/2 where there is none
-    low: float  # bounds of the accuracy
-    high: float
+    accuracy: float | None  # posterior mean of its accuracy on gold; None where it voted on no gold task
+    low: float | None  # bounds of the accuracy
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,8 @@ def sources(
     with P(k, l) the share of its votes that say l while the others' posterior is k: the mutual
     information of its labels with the truth, in bits, less its bias in n votes (Miller 1955;
     K_t and K_l are the truths and labels that it met). Without a fit the others' posterior is
-    their share of votes. On gold, with a uniform prior: accuracy ~ Beta(1 + right, 1 + wrong).
+    their share of votes. On gold, with a uniform prior: accuracy ~ Beta(1 + right, 1 + wrong). Raises `DataError`
+    for gold of which no task was labelled.
     """
     others_NK, known_N = others(votes, truth)
     size, width = len(votes.sources), len(votes.labels)
@@ -96,7 +97,9 @@ def sources(
         price = 1.0 if cost is None else cost.get(name, 1.0)
         if not price > 0:
             raise ValueError(f"a label of {name} costs {price}; a cost must be above 0")
-        low, high = beta_interval(int(right_W[w]), int(gold_W[w]), confidence=confidence)
+        low = high = None
+        if gold_W[w]:
+            low, high = beta_interval(int(right_W[w]), int(gold_W[w]), confidence=confidence)
         out.append(
             Source(
                 name=name,
@@ -106,7 +109,7 @@ def sources(
                 agreement=float(agree_W[w] / checked_W[w]) if checked_W[w] else None,
                 gold=int(gold_W[w]),
                 right=int(right_W[w]),
-                accuracy=float((1 + right_W[w]) / (2 + gold_W[w])),
+                accuracy=float((1 + right_W[w]) / (2 + gold_W[w])) if gold_W[w] else None,
                 low=low,
                 high=high,
             )

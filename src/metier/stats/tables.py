@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from metier.base.errors import DataError
 
-__all__ = ["LARGEST", "Row", "Skipped", "Table", "number", "read_table", "stream_rows"]
+__all__ = ["LARGEST", "Row", "Skipped", "Table", "number", "read_table", "stream_rows", "word"]
 
 LARGEST = 1e100  # magnitude beyond which a number is refused: sums of squares of larger ones may not be finite
 
@@ -97,6 +97,13 @@ def number(cell: Any) -> float:
     if abs(value) > LARGEST:
         raise DataError(f"{value:g} is beyond {LARGEST:g}")
     return value
+
+
+def word(cell: Any) -> str:
+    """A cell as text; raises `DataError` for what JSON writes as NaN or Infinity, which names nothing."""
+    if isinstance(cell, float) and not math.isfinite(cell):
+        raise DataError(f"{cell} is no label or name")
+    return str(cell)
 
 
 def _json_rows(text: str, table: Table) -> Iterator[Row]:

@@ -34,7 +34,17 @@ from numpy.typing import NDArray
 from metier.stats.intervals import Interval
 from metier.stats.power import items_needed
 
-__all__ = ["ALARMS", "FEWEST", "MARGIN", "Measured", "Transfer", "Word", "interval_of_draws", "judge_transfer"]
+__all__ = [
+    "ALARMS",
+    "FEWEST",
+    "MARGIN",
+    "Measured",
+    "Transfer",
+    "Word",
+    "interval_of_draws",
+    "judge_transfer",
+    "unit_range",
+]
 
 Floats = NDArray[np.float64]
 Word = Literal["transfers", "does not transfer", "being hacked", "undecided"]
@@ -73,6 +83,17 @@ class Transfer:
     def alarm(self) -> bool:
         """Whether the reward should not be optimised further as it is."""
         return self.verdict in ALARMS
+
+
+def unit_range(values_nZ: Floats) -> tuple[Floats, Floats, Floats]:
+    """Columns from 0 to 1, with their lowest value [Z] and range [Z]; one that does not vary is 0, with a range of 1.
+
+    Spreads are squares: far from 0, or where values are tiny, they would be lost in rounding. Less its lowest value and
+    in units of its range, a reward says the same whatever its origin and unit.
+    """
+    low_Z, range_Z = values_nZ.min(axis=0), np.ptp(values_nZ, axis=0)
+    range_Z = np.where(range_Z > 0, range_Z, 1.0)
+    return (values_nZ - low_Z) / range_Z, low_Z, range_Z
 
 
 def interval_of_draws(one: Measured, *, n: int, clusters: int, left_out: int = 0, confidence: float = 0.95) -> Interval:

@@ -91,9 +91,14 @@ class Votes:
         return np.bincount(self.source, minlength=len(self.sources))
 
     def known(self, gold: Mapping[str, str] | None) -> Places:
-        """The gold label's place for each task [T]; -1 without gold, K for a label that no source gave."""
+        """The gold label's place for each task [T]; -1 without gold, K for a label that no source gave.
+
+        Raises `DataError` for gold that has nothing to do with the votes.
+        """
         places = {label: place for place, label in enumerate(self.labels)}
         found = [-1 if gold is None or task not in gold else places.get(gold[task], len(places)) for task in self.tasks]
+        if gold and max(found) < 0:
+            raise DataError("no task of the gold is among the labelled tasks; check that both use the same task ids")
         return np.asarray(found, dtype=np.intp)
 
     def subset(self, keep: Mask) -> Votes:
