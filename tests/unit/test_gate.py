@@ -426,3 +426,12 @@ def test_logs_of_other_harnesses_are_sides_too(tmp_path: Path, capsys: pytest.Ca
     assert "run 1.0000, base 0.5000, gain +0.5000" in said and "1 of 41 samples are unscored" in said
     named = "metrics:\n  quality: {gain: 0.1, field: includes}\n"
     assert run(tmp_path, tmp_path / "inspect.json", tmp_path / "samples_x.jsonl", named) == 3  # lm-eval has none
+
+
+def test_a_margin_that_no_result_can_miss_decides_nothing() -> None:
+    settings = GateSettings(metrics={"success": Rule(margin=2.0)})
+    worst, best = (Side(by_item={str(n): [value] for n in range(50)}) for value in (0.0, 1.0))
+    (found,) = decide(settings, {"success": (worst, best)}).metrics
+    assert found.verdict == "inconclusive" and "no result can miss a margin of 2" in found.why
+    with pytest.raises(ValueError, match="finite"):
+        Rule(margin=float("inf"))

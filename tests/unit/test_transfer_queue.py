@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,16 +139,16 @@ def test_a_judge_s_lines_are_answers_and_others_are_refused(tmp_path: Path) -> N
     told = [{"id": one["id"], "value": value} for one, value in zip(lines, (1.0, 0.0, None, 0.7), strict=False)]
     judged = tmp_path / "judged.jsonl"
     judged.write_text("".join(json.dumps(one) + "\n" for one in told))
-    assert [one.right for one in answers_of_judge(judged, path)][:5] == [1.0, 0.0, None, 1.0, None]
+    assert [one.right for one in answers_of_judge(judged, path, [])][:5] == [1.0, 0.0, None, 1.0, None]
     for line, says in (
         ({"id": "item-other", "value": 1.0}, "of no item"),
         ({"id": lines[0]["id"], "value": 7}, "from 0 to 1"),
     ):
         judged.write_text(json.dumps(line) + "\n")
         with pytest.raises(DataError, match=says):
-            answers_of_judge(judged, path)
+            answers_of_judge(judged, path, [])
     with pytest.raises(DataError, match="write the queue first"):
-        answers_of_judge(judged, tmp_path / "none.jsonl")
+        answers_of_judge(judged, tmp_path / "none.jsonl", [])
     with pytest.raises(DataError, match=r"must end in \.jsonl"):
         write_queue(tmp_path / "queue.yaml", drawn, "length", seed=0)
 
@@ -191,3 +192,21 @@ def test_the_same_command_writes_the_queue_and_then_reads_the_answers(
     write_queue(tmp_path / "odd.jsonl", draw(other, "length", 5, seed=0), "another", seed=0)
     with pytest.raises(ConfigError, match="drawn by the reward 'another'"):
         run_transfer("--pool", str(path), "--queue", str(tmp_path / "odd.jsonl"), "--ledger", str(ledger))
+
+
+def test_judgements_of_no_use_are_told(tmp_path: Path) -> None:
+    path, judged = tmp_path / "check.jsonl", tmp_path / "judged.jsonl"
+    write_queue(path, draw(pool(), "length", 10, seed=0), "length", seed=0)
+    ids = [json.loads(line)["id"] for line in judge_file(path).read_text().splitlines()]
+    judged.write_text("".join(json.dumps({"id": one, "score": 1}) + "\n" for one in ids))
+    with pytest.raises(DataError, match=r"no line of .* is a judgement"):
+        answers_of_judge(judged, path, [])
+    told = [{"id": ids[0], "score": 1}, {"id": ids[1], "value": None, "status": "unscored", "reason": "timed out"}]
+    told += [{"id": ids[2], "value": value} for value in (0.0, 1.0)]
+    judged.write_text("".join(json.dumps(one) + "\n" for one in told))
+    skipped: list[Any] = []
+    answers = answers_of_judge(judged, path, skipped)
+    assert len(skipped) == 1 and "no `value`" in skipped[0].why
+    caveats = audit_pool(pool(gold=True), "length", Settings(draws=10), answers=answers).caveats
+    assert any("1 of 10 judgements failed" in one and "timed out" in one for one in caveats)
+    assert any("1 of 1 judged responses were called both" in one for one in caveats)

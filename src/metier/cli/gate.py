@@ -38,6 +38,7 @@ def gate(
     The decision is kept in the ledger where there is one.
     """
     from metier.base.config import load_yaml
+    from metier.base.errors import ConfigError
     from metier.base.files import write_whole
     from metier.evaluate.gate import GateSettings, decide
     from metier.records.types import to_plain
@@ -55,11 +56,12 @@ def gate(
         "metrics": [to_plain(result) for result in done.metrics],
     }
     told["gate"] = _keep(told, wanted, ledger)
-    if junit is not None:
-        write_whole(junit, _junit(done, told))
-    if markdown is not None:
-        write_whole(markdown, _markdown(done, told))
     print(json.dumps(told, ensure_ascii=False) if as_json else _text(done, told))
+    for path, written in ((junit, _junit), (markdown, _markdown)):
+        if path is not None and path.is_dir():
+            raise ConfigError(f"{path} is a folder; name a file")
+        if path is not None:
+            write_whole(path, written(done, told))
     raise typer.Exit(done.exit_code)
 
 

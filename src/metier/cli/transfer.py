@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from metier.evaluate.transfer.audit import Answer, Audit, Settings
     from metier.evaluate.transfer.pool import Pool
     from metier.records.ledger import Ledger
+    from metier.records.traces.calls import Skipped
 
 __all__ = ["transfer"]
 
@@ -68,6 +70,8 @@ def transfer(
         raise ConfigError("name a run or a --pool of samples" + ("" if run is None else ", not both"))
     if not 0 < margin < 1 or not 0 < high < 1:
         raise ConfigError("--margin and --high are shares, between 0 and 1")
+    if not math.isfinite(passes):
+        raise ConfigError(f"--passes is a value of gold, a finite number, not {passes}")
     if judged is not None and queue is None:
         raise ConfigError("--judged has answers to a --queue; name it too")
     settings = Settings(margin=margin, passes=passes, high=high, seed=seed, most=most)
@@ -166,7 +170,10 @@ def _asked(
     if reward_of(queue) != names[0]:
         raise ConfigError(f"{queue} was drawn by the reward {reward_of(queue)!r}, not {names[0]!r}; name another file")
     if judged is not None:
-        return answers_of_judge(judged, queue), ()
+        skipped: list[Skipped] = []
+        answers = answers_of_judge(judged, queue, skipped)
+        tell_left_out(skipped)
+        return answers, ()
     if where is None or isinstance(where, str):
         if not has_ledger(where):
             return [], ()  # nobody has been asked yet

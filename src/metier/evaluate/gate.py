@@ -42,7 +42,9 @@ class Rule(Settings):
     """What is asked of one metric."""
 
     direction: Literal["higher", "lower"] = "higher"  # which is better
-    margin: Annotated[float, Field(gt=0)] | None = None  # how much worse it may be, in the metric's unit
+    margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = (
+        None  # how much worse it may be, in the metric's unit
+    )
     gain: Annotated[float, Field(ge=0)] | None = None  # or: how much better it must be at least
     hard: bool = True  # whether it decides
     field: str | None = None  # of the samples; the metric's own name unless told
@@ -177,6 +179,11 @@ def _metric(name: str, rule: Rule, run: Side, base: Side, settings: GateSettings
         span, said = _span(rule, run, base)
     except DataError as error:
         return _unknown(name, rule, f"it cannot be computed: {error}", caveats)
+    if rule.margin is not None and span is not None and rule.margin >= span:
+        why = (
+            f"no result can miss a margin of {rule.margin:g} where scores have a range of {span:g}: give a smaller one"
+        )
+        return _unknown(name, rule, why, caveats)
     better, worse = (run, base) if rule.direction == "higher" else (base, run)
     below, above = _USED * settings.alpha, _USED * settings.alpha / hard
     found = one_sided(

@@ -153,10 +153,15 @@ def answers_of_ledger(ledger: LedgerView, queue: Path) -> list[Answer]:
     return _answers(whys, {item: [float(row.value == RIGHT) for row in rows] for item, rows in said.items()})
 
 
-def answers_of_judge(path: Path, queue: Path) -> list[Answer]:
-    """What a judge said, as `metier judge` writes it; right from a half on. Raises `DataError` for other lines."""
+def answers_of_judge(path: Path, queue: Path, skipped: list[Skipped]) -> list[Answer]:
+    """What a judge said, as `metier judge` writes it; right from a half on.
+
+    A line of no use goes to `skipped`; a judgement that failed is told in its answer. Raises `DataError` where no line
+    is of use, and for lines of another file.
+    """
     whys = _whys(queue)
     values: dict[str, list[float]] = {}
+    failed: dict[str, str] = {}
     for row in read_rows(path):
         if isinstance(row, Skipped):
             raise DataError(f"{path}: {row.place}: {row.why}")
@@ -164,12 +169,19 @@ def answers_of_judge(path: Path, queue: Path) -> list[Answer]:
         if raw.get("id") not in whys:
             raise DataError(f"{place} is of no item of {queue}; judge {judge_file(queue).name}")
         value = raw.get("value")
+        if "value" not in raw and "status" not in raw:
+            skipped.append(Skipped(place, "no `value`, which is the judge's, from 0 to 1"))
+            continue
         if value is None:
+            failed[str(raw["id"])] = str(raw.get("reason") or raw.get("status") or "no value")
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise DataError(f"{place}: a judge's value is a number from 0 to 1, not {value!r}")
         values.setdefault(str(raw["id"]), []).append(float(value >= 0.5))
-    return _answers(whys, values)
+    if not values and not failed:
+        first = f" ({skipped[0].place}: {skipped[0].why})" if skipped else ""
+        raise DataError(f"no line of {path} is a judgement{first}; give what metier judge wrote")
+    return _answers(whys, values, failed)
 
 
 def _of_queue(row: Feedback, queue: Path) -> bool:
@@ -183,10 +195,13 @@ def _whys(queue: Path) -> dict[str, Mapping[str, Any]]:
     return {str(row[1]["item"]): row[1] for row in read_rows(where) if not isinstance(row, Skipped)}
 
 
-def _answers(whys: Mapping[str, Mapping[str, Any]], said: Mapping[str, Iterable[float]]) -> list[Answer]:
+def _answers(
+    whys: Mapping[str, Mapping[str, Any]], said: Mapping[str, Iterable[float]], failed: Mapping[str, str] | None = None
+) -> list[Answer]:
     out = []
     for item, why in whys.items():
         values = list(said.get(item, ()))
         right = sum(values) / len(values) if values else None
-        out.append(Answer(sample=str(why["sample"]), right=right, propensity=float(why["propensity"])))
+        broke = (failed or {}).get(item, "") if right is None else ""
+        out.append(Answer(sample=str(why["sample"]), right=right, propensity=float(why["propensity"]), failed=broke))
     return out

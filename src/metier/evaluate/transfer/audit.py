@@ -13,8 +13,9 @@ Legend: P prompts, K values of n, B bootstrap draws.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +28,14 @@ from metier.stats.best_of_n import best_of_n, kl_of_best, resample, spread_withi
 from metier.stats.explained import Explained, explained
 from metier.stats.intervals import Interval
 from metier.stats.overoptimisation import Fit, fit_overoptimisation
-from metier.stats.transfer import MARGIN, Measured, Transfer, interval_of_draws, judge_transfer
+from metier.stats.transfer import MARGIN, Measured, Transfer, interval_of_draws, judge_transfer, unit_range
 from metier.stats.weighted import weighted_share
 
 __all__ = ["Answer", "Audit", "Checkpoint", "FalsePass", "Point", "Settings", "audit_pool", "curves", "high_reward"]
 
 Floats = NDArray[np.float64]
-_GAP = 0.05  # share without gold from which on it is a caveat
+_GAP = 0.05  # share without gold, or of repeated rows, from which on it is a caveat
+_REASONS = 3  # that are named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,7 @@ class Answer:
     sample: str
     right: float | None  # 1, 0, or between where several disagree; None is unscored
     propensity: float  # with which it was drawn
+    failed: str = ""  # why who was asked could not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,17 +137,27 @@ def audit_pool(pool: Pool, reward: str, settings: Settings | None = None, *, ans
     lost = len(pool.samples) - len(scored)
     if lost > _GAP * len(pool.samples):
         caveats.append(f"{lost} of {len(pool.samples)} responses have no {reward}; they are left out")
+    if pool.repeated > _GAP * len(pool.samples):
+        caveats.append(
+            f"{pool.repeated} of {len(pool.samples)} rows say the same as one before them and have no id: where they "
+            "are copies, and no samples of their own, the intervals are too narrow"
+        )
+    caveats += _of_answers(answers)
     curve, transfer, fit, note, prompts = curves(both, reward, settings)
     features = {one.id: features_of(one.said) for one in both}
     clusters: tuple[Cluster, ...] = ()
     exploits = 0
     form = None
     if both:
-        threshold = high_reward([_value(one, reward) for one in both], settings.high)
-        failing = [one for one in both if _value(one, reward) >= threshold and not _passes(one, settings)]
-        chosen = {one.id for one in failing}
-        exploits = len(failing)
-        clusters = exploit_clusters(failing, [one for one in both if one.id not in chosen], features, reward)
+        values = [_value(one, reward) for one in both]
+        threshold = high_reward(values, settings.high)
+        if threshold > min(values):
+            failing = [one for one in both if _value(one, reward) >= threshold and not _passes(one, settings)]
+            chosen = {one.id for one in failing}
+            exploits = len(failing)
+            clusters = exploit_clusters(failing, [one for one in both if one.id not in chosen], features, reward)
+        else:
+            caveats.append(_all_high(values, settings.high))
     known = both or scored  # without any gold, nothing is held fixed; the result says so
     if len({one.cluster for one in known}) > 1:
         form = _explained(known, reward, features or {one.id: features_of(one.said) for one in scored}, settings)
@@ -164,6 +177,33 @@ def audit_pool(pool: Pool, reward: str, settings: Settings | None = None, *, ans
         exploits=exploits,
         caveats=tuple(caveats),
     )
+
+
+def _all_high(values: Sequence[float], share: float) -> str:
+    """Why no response is called an exploit where the threshold is the lowest reward."""
+    if min(values) == max(values):
+        return "the reward is the same for all responses: it does not tell them apart, so none is called an exploit"
+    lowest = sum(value == min(values) for value in values)
+    return (
+        f"{lowest} of {len(values)} responses tie at the lowest reward, so that all are among the highest {share:.0%} "
+        "and none is called an exploit; a smaller --high may tell"
+    )
+
+
+def _of_answers(answers: Sequence[Answer]) -> list[str]:
+    """What is to be known of the answers of those who were asked."""
+    caveats = []
+    failed = Counter(one.failed for one in answers if one.failed)
+    if failed:
+        named = "; ".join(f"{why} ({n})" for why, n in failed.most_common(_REASONS))
+        more = "; …" if len(failed) > _REASONS else ""
+        caveats.append(f"{failed.total()} of {len(answers)} judgements failed and count as open: {named}{more}")
+    answered = [one.right for one in answers if one.right is not None]
+    if split := sum(0 < right < 1 for right in answered):
+        caveats.append(
+            f"{split} of {len(answered)} judged responses were called both right and wrong: their mean counts"
+        )
+    return caveats
 
 
 def _value(sample: Sample, reward: str) -> float:
@@ -195,9 +235,12 @@ def curves(
         return (), None, None, "one group of prompts: nothing is known of others", len(groups)
     rewards = [[_value(one, reward) for one in group] for group in groups]
     golds = [[float(one.gold or 0.0) for one in group] for group in groups]
-    reward_PK = np.array([best_of_n(r, r, ns) for r in rewards])
+    ends = np.cumsum([len(group) for group in groups])[:-1]
+    flat_N, lowest, width = unit_range(np.concatenate([np.array(r) for r in rewards]))
+    ranged = [list(part) for part in np.split(flat_N, ends)]
+    reward_PK = np.array([best_of_n(r, z, ns) for r, z in zip(rewards, ranged, strict=True)])
     gold_PK = np.array([best_of_n(r, g, ns) for r, g in zip(rewards, golds, strict=True)])
-    spread_P2 = np.array([[spread_within(r), spread_within(g)] for r, g in zip(rewards, golds, strict=True)])
+    spread_P2 = np.array([[spread_within(z), spread_within(g)] for z, g in zip(ranged, golds, strict=True)])
     weights_BP = resample(labels, settings.draws, derive_seed(settings.seed, "transfer", reward) % (1 << 32))
     n, clusters = len(groups), len(set(labels))
 
@@ -206,17 +249,22 @@ def curves(
         return interval_of_draws(one, n=n, clusters=clusters)
 
     curve = tuple(
-        Point(n=k, kl=kl_of_best(k), reward=told(reward_PK[:, at]), gold=told(gold_PK[:, at]))
+        Point(
+            n=k,
+            kl=kl_of_best(k),
+            reward=_in_units(told(reward_PK[:, at]), float(lowest), float(width)),
+            gold=told(gold_PK[:, at]),
+        )
         for at, k in enumerate(ns)
     )
+    if all(min(r) == max(r) for r in rewards):
+        return curve, None, None, "all responses to each prompt earn the same reward: there is nothing to choose by", n
+    if all(min(g) == max(g) for g in golds):
+        return curve, None, None, "all responses to each prompt have the same gold: no choice could change it", n
     d_K = np.sqrt([point.kl for point in curve])
     gain_PK = gold_PK - gold_PK[:, :1]
     draws_BK = (weights_BP @ gain_PK) / weights_BP.sum(axis=1, keepdims=True)
     fit = fit_overoptimisation(list(d_K), list(gain_PK.mean(axis=0)), draws_BK=draws_BK)
-    if spread_P2[:, 0].max() == 0:
-        return curve, None, fit, "all responses to each prompt earn the same reward: there is nothing to choose by", n
-    if spread_P2[:, 1].max() == 0:
-        return curve, None, fit, "all responses to each prompt have the same gold: no choice could change it", n
 
     def gain(values_PK: Floats, which: int, since: int) -> Measured:
         change_P = values_PK[:, -1] - values_PK[:, since]
@@ -235,6 +283,13 @@ def curves(
         left_out=len(sizes) - n,
     )
     return curve, transfer, fit, "", n
+
+
+def _in_units(one: Interval, lowest: float, width: float) -> Interval:
+    """An interval of ranged values, in the units that they had."""
+    assert one.mean is not None and one.se is not None and one.low is not None and one.high is not None
+    mean, low, high = (lowest + width * value for value in (one.mean, one.low, one.high))
+    return replace(one, mean=mean, se=width * one.se, low=low, high=high)
 
 
 def _means(values_P: Floats, weights_BP: Floats) -> Floats:

@@ -9,7 +9,8 @@ each other. `reward` may be a bare number (its name is then "reward"). Also read
 prompts that move together), `episode` (an id in the ledger). `messages` may hold the whole conversation: what stands
 before the first assistant message is the prompt's.
 
-A null reward or gold is unscored, which is not 0. A row that cannot be used is left out and named.
+A null reward or gold is unscored, which is not 0. A row that cannot be used is left out and named. Rows that say the
+same and have no id are counted and kept: a model that samples little says the same twice, and only its owner can tell.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Pool:
     name: str
     samples: tuple[Sample, ...]
     skipped: tuple[Skipped, ...] = ()
+    repeated: int = 0  # samples without an id of their own that say the same as one before them
 
     @property
     def rewards(self) -> tuple[str, ...]:
@@ -61,6 +63,8 @@ def read_pool(path: Path) -> Pool:
     """Read a pool file. Raises `DataError` where no row of it can be used."""
     samples: dict[str, Sample] = {}
     skipped: list[Skipped] = []
+    seen: set[tuple[object, ...]] = set()
+    repeated = 0
     for row in read_rows(path):
         if isinstance(row, Skipped):
             skipped.append(row)
@@ -74,10 +78,14 @@ def read_pool(path: Path) -> Pool:
             skipped.append(Skipped(place, str(error)))
             continue
         samples[sample.id] = sample
+        if raw.get("id") in (None, ""):
+            same = (sample.prompt, sample.said, tuple(sample.rewards.items()), sample.gold)
+            repeated += same in seen
+            seen.add(same)
     if not samples:
         first = f" ({skipped[0].place}: {skipped[0].why})" if skipped else ""
         raise DataError(f"{path} has no row with a prompt, a response and a reward{first}; see docs/transfer.md")
-    return Pool(name=str(path), samples=tuple(samples.values()), skipped=tuple(skipped))
+    return Pool(name=str(path), samples=tuple(samples.values()), skipped=tuple(skipped), repeated=repeated)
 
 
 def _sample(raw: Mapping[str, Any], place: str) -> Sample:

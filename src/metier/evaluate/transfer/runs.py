@@ -42,7 +42,7 @@ from metier.stats.best_of_n import resample
 from metier.stats.intervals import mean_interval
 from metier.stats.overoptimisation import Fit, fit_overoptimisation
 from metier.stats.paired import average
-from metier.stats.transfer import FEWEST, Measured, Transfer, judge_transfer
+from metier.stats.transfer import FEWEST, Measured, Transfer, judge_transfer, unit_range
 
 __all__ = ["audit_run", "pool_of_stage", "rl_stages"]
 
@@ -328,6 +328,7 @@ def _transfer(
     if np.ptp(trained.reward_E[first_E]) == 0:
         return None, "all episodes of the first steps earned the same reward: there is no spread to measure gains in"
     twice = 1 if base_T.size == before_T.size else 2
+    reward_E, _, _ = unit_range(trained.reward_E)
 
     def gain(change_T: Floats, rows_T: NDArray[np.bool_]) -> Measured:
         own_BT = weights_BT * rows_T
@@ -338,13 +339,13 @@ def _transfer(
 
     def earned(weights_BE: Floats) -> Floats:
         first_BE, last_BE = weights_BE * first_E, weights_BE * last_E
-        rise_B = (last_BE @ trained.reward_E) / np.maximum(last_BE.sum(axis=1), 1e-9)
-        rise_B -= (first_BE @ trained.reward_E) / np.maximum(first_BE.sum(axis=1), 1e-9)
-        spread_B = spread(trained.reward_E, first_BE)
+        rise_B = (last_BE @ reward_E) / np.maximum(last_BE.sum(axis=1), 1e-9)
+        rise_B -= (first_BE @ reward_E) / np.maximum(first_BE.sum(axis=1), 1e-9)
+        spread_B = spread(reward_E, first_BE)
         out: Floats = np.divide(rise_B, spread_B, out=np.zeros_like(rise_B), where=spread_B > 0)
         return out
 
-    reward = Measured(float(earned(np.ones((1, trained.reward_E.size)))[0]), earned(weights_BE))
+    reward = Measured(float(earned(np.ones((1, reward_E.size)))[0]), earned(weights_BE))
     late = None
     if len(measured) > 2:
         middle = min(measured[1:-1], key=lambda one: abs(one.step - end.step / 2))
