@@ -435,3 +435,43 @@ def test_a_margin_that_no_result_can_miss_decides_nothing() -> None:
     assert found.verdict == "inconclusive" and "no result can miss a margin of 2" in found.why
     with pytest.raises(ValueError, match="finite"):
         Rule(margin=float("inf"))
+
+
+def test_what_goes_wrong_beside_the_verdict_never_says_block(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = write(tmp_path / "good.jsonl", GOOD), write(tmp_path / "bad.jsonl", BAD)
+    yaml = "metrics: {score: {margin: 0.05}}"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match="cannot be written to"):
+        run(tmp_path, good, bad, yaml, markdown=tmp_path / "folder")
+    assert "PASS" in capsys.readouterr().out, "the verdict was told before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "folder", "gate.yaml", "good.jsonl"]
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr("metier.evaluate.gate.decide", broken)
+    assert run(tmp_path, good, bad, yaml) == 2
+    assert "a fault of ours" in capsys.readouterr().err
+
+
+def test_a_metric_with_a_control_character_makes_a_page_that_can_be_read(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.jsonl", GOOD)
+    yaml = 'metrics: {"a\\x01b": {margin: 0.05, field: score}}'
+    assert run(tmp_path, good, good, yaml, junit=tmp_path / "gate.xml") in (0, 3)
+    (case,) = ElementTree.fromstring((tmp_path / "gate.xml").read_text())
+    assert case.get("name") == "a\ufffdb"
+
+
+def test_rows_without_a_cluster_and_suites_that_are_not_there_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": f"t{n}", "score": 1.0, "suite": "desk", "cluster": f"c{n % 9}"} for n in range(40)]
+    del rows[7]["cluster"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(tmp_path, path, path, "metrics: {score: {margin: 0.1}}")
+    assert "run: 1 of 40 rows have no field cluster, so it groups nothing" in capsys.readouterr().out
+    assert run(tmp_path, path, path, "metrics: {score: {margin: 0.1, suite: nope}}") == 3
+    assert "has no sample of the suite nope; it has desk" in capsys.readouterr().out

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from xml.etree import ElementTree
@@ -14,8 +16,11 @@ from metier.cli.runs import JsonOption, LedgerOption
 if TYPE_CHECKING:
     from metier.cli.scores import Scores
     from metier.evaluate.gate import Gate, GateSettings, Side
+    from metier.records.types import GateDecision
 
 __all__ = ["gate"]
+
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 does not allow
 
 
 def gate(
@@ -37,13 +42,35 @@ def gate(
 
     The decision is kept in the ledger where there is one.
     """
+    from metier.base.errors import MetierError
+
+    try:
+        code = _gate(run, against, config, junit, markdown, settings or [], ledger, as_json)
+    except MetierError:
+        raise
+    except Exception as error:  # a fault of ours is told as one, but 1 would say block
+        traceback.print_exc()
+        raise typer.Exit(2) from error
+    raise typer.Exit(code)
+
+
+def _gate(
+    run: str,
+    against: str,
+    config: Path,
+    junit: Path | None,
+    markdown: Path | None,
+    settings: list[str],
+    ledger: str | None,
+    as_json: bool,
+) -> int:
+    """Decide, say the verdict, and then keep and write it; the exit code."""
     from metier.base.config import load_yaml
-    from metier.base.errors import ConfigError
-    from metier.base.files import write_whole
+    from metier.cli.find import open_ledger
     from metier.evaluate.gate import GateSettings, decide
     from metier.records.types import to_plain
 
-    wanted = load_yaml(config, GateSettings, settings or [])
+    wanted = load_yaml(config, GateSettings, settings)
     one, two = _place(run, ledger), _place(against, ledger)
     models: dict[str, str] = {}
     done = decide(wanted, {name: _sides(name, wanted, one, two, ledger, models) for name in wanted.metrics})
@@ -55,14 +82,16 @@ def gate(
         "alpha": done.alpha,
         "metrics": [to_plain(result) for result in done.metrics],
     }
-    told["gate"] = _keep(told, wanted, ledger)
+    decision = _decision(told, wanted, ledger)
+    told["gate"] = None if decision is None else decision.id
     print(json.dumps(told, ensure_ascii=False) if as_json else _text(done, told))
+    if decision is not None:
+        with open_ledger(ledger) as records:
+            records.add_gate(decision)
     for path, written in ((junit, _junit), (markdown, _markdown)):
-        if path is not None and path.is_dir():
-            raise ConfigError(f"{path} is a folder; name a file")
         if path is not None:
-            write_whole(path, written(done, told))
-    raise typer.Exit(done.exit_code)
+            _write(path, written(done, told))
+    return done.exit_code
 
 
 def _place(name: str, ledger: str | None) -> str:
@@ -111,16 +140,29 @@ def _read(name: str, metric: str, suite: str | None, cluster: str | None, ledger
     if cluster is None:
         try:
             return read_scores(name, cluster="cluster", metric=metric, suite=suite, ledger=ledger)
-        except NoClusterError:
-            return read_scores(name, metric=metric, suite=suite, ledger=ledger)
+        except NoClusterError as error:
+            scores = read_scores(name, metric=metric, suite=suite, ledger=ledger)
+            if error.lacking < error.rows:
+                scores.notes.append(f"{error.lacking} of {error.rows} rows have no field cluster, so it groups nothing")
+            return scores
     return read_scores(name, cluster=cluster, metric=metric, suite=suite, ledger=ledger)
 
 
-def _keep(told: dict[str, Any], wanted: GateSettings, ledger: str | None) -> str | None:
-    """Keep the decision in the ledger, where there is one; its id."""
+def _write(path: Path, text: str) -> None:
+    from metier.base.errors import DataError
+    from metier.base.files import write_whole
+
+    try:
+        write_whole(path, text)
+    except OSError as error:
+        raise DataError(f"the verdict cannot be written to {path}: {error.strerror}; name another file") from error
+
+
+def _decision(told: dict[str, Any], wanted: GateSettings, ledger: str | None) -> GateDecision | None:
+    """What the ledger keeps, where there is one."""
     from metier.base.clock import now
     from metier.base.ids import canonical_json, derive_id
-    from metier.cli.find import has_ledger, open_ledger
+    from metier.cli.find import has_ledger
     from metier.records.types import GateDecision
 
     if not has_ledger(ledger):
@@ -129,7 +171,7 @@ def _keep(told: dict[str, Any], wanted: GateSettings, ledger: str | None) -> str
         "settings": wanted.model_dump(mode="json"),
         "results": {one["name"]: one for one in told["metrics"]},
     }
-    decision = GateDecision(
+    return GateDecision(
         id=derive_id("gate", told["run"], told["base"], canonical_json(metrics)),
         checkpoint=told["run"],
         baseline=told["base"],
@@ -137,9 +179,6 @@ def _keep(told: dict[str, Any], wanted: GateSettings, ledger: str | None) -> str
         metrics=metrics,
         created_at=now(),
     )
-    with open_ledger(ledger) as records:
-        records.add_gate(decision)
-    return decision.id
 
 
 # --- how it is told ------------------------------------------------------------------------
@@ -205,4 +244,4 @@ def _junit(done: Gate, told: dict[str, Any]) -> str:
                 found.set("type", one.verdict)
         ElementTree.SubElement(case, "system-out").text = json.dumps(plain, ensure_ascii=False)
     ElementTree.indent(suite)
-    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+    return NOT_XML.sub("\ufffd", ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)) + "\n"

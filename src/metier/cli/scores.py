@@ -31,7 +31,14 @@ SCORE = "score"
 
 
 class NoClusterError(DataError):
-    """A row or a sample lacks the field to cluster by."""
+    """Rows or samples lack the field to cluster by."""
+
+    def __init__(self, scores: Scores, field: str) -> None:
+        super().__init__(
+            f"{scores.name}, {scores.lacking[0]}: no field {field} to cluster by; {len(scores.lacking)} of "
+            f"{scores.rows} rows lack it; add it to every row"
+        )
+        self.lacking, self.rows = len(scores.lacking), scores.rows
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,9 +51,12 @@ class Scores:
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was chosen where there was a choice
     model: str = ""  # whose they are, where that is said
+    rows: int = 0  # that have a score or are unscored
+    lacking: list[str] = field(default_factory=list)  # where rows are that have no cluster, though it is asked for
 
     def add(self, item: str, score: float | None, cluster: Any, line: int) -> None:
         """Take one score. Raises `DataError` where the item is already in another cluster."""
+        self.rows += 1
         self.by_item.setdefault(item, []).append(score)
         if cluster is not None:
             before = self.clusters.setdefault(item, str(cluster))
@@ -92,6 +102,8 @@ def read_scores(
             )
         else:
             _of_rows(data, scores, cluster, metric, suite)
+    if cluster is not None and scores.lacking:
+        raise NoClusterError(scores, cluster)
     if not any(score is not None for repeats in scores.by_item.values() for score in repeats):
         first = f"; line {scores.skipped[0].line}: {scores.skipped[0].why}" if scores.skipped else ""
         raise DataError(f"{name} has no scored item{first}")
@@ -104,9 +116,12 @@ def read_scores(
 def _of_rows(data: bytes, scores: Scores, cluster: str | None, metric: str | None, suite: str | None) -> None:
     table = Table(name=scores.name)
     rows = stream_rows(data, table)
+    suites: dict[str, None] = {}
     if suite is not None:
-        rows = (row for row in rows if row.cells.get("suite") == suite)
+        rows = _of_suite(rows, suite, suites)
     first = next(rows, None)
+    if first is None and suite is not None:
+        raise DataError(f"{scores.name} has no sample of the suite {suite}; it has {', '.join(suites) or 'none'}")
     if first is not None:
         rows = chain((first,), rows)
         if "doc_id" in first.cells and "id" not in first.cells:
@@ -114,6 +129,16 @@ def _of_rows(data: bytes, scores: Scores, cluster: str | None, metric: str | Non
         else:
             _of_plain(rows, table, scores, cluster, metric or SCORE)
     scores.skipped.extend(sorted(table.skipped, key=lambda one: one.line))
+
+
+def _of_suite(rows: Iterable[Row], suite: str, seen: dict[str, None]) -> Iterator[Row]:
+    """The rows of a suite; the names of all suites go to `seen`."""
+    for row in rows:
+        name = row.cells.get("suite")
+        if name is not None:
+            seen[str(name)] = None
+        if name == suite:
+            yield row
 
 
 def _of_plain(rows: Iterable[Row], table: Table, scores: Scores, cluster: str | None, key: str) -> None:
@@ -130,18 +155,14 @@ def _of_plain(rows: Iterable[Row], table: Table, scores: Scores, cluster: str | 
 
 
 def _take(item: str, cell: Any, row: Row, table: Table, scores: Scores, cluster: str | None) -> None:
-    group = None
-    if cluster is not None:
-        group = _field(row.cells, cluster)
-        if group is None:
-            raise NoClusterError(
-                f"{scores.name}, line {row.line}: no field {cluster} to cluster by; add it to every row"
-            )
+    group = None if cluster is None else _field(row.cells, cluster)
     try:
         score = None if cell is None or cell == "" else number(cell)
     except DataError as error:
         table.skip(row, f"score: {error}")
         return
+    if cluster is not None and group is None:
+        scores.lacking.append(f"line {row.line}")
     scores.add(item, score, group, row.line)
 
 
@@ -211,8 +232,6 @@ def _of_samples(samples: Iterable[Any], scores: Scores, cluster: str | None, met
         scorers.update(dict.fromkeys(given))
         chosen = next(iter(scorers), None) if metric is None or (metric == SCORE and SCORE not in scorers) else metric
         group = None if cluster is None else _field(sample, cluster)
-        if cluster is not None and group is None:
-            raise NoClusterError(f"{scores.name}, sample {sample['id']}: no field {cluster} to cluster by")
         said = given.get(chosen) if chosen is not None else None
         value = said.get("value") if isinstance(said, dict) else said
         try:
@@ -221,6 +240,8 @@ def _of_samples(samples: Iterable[Any], scores: Scores, cluster: str | None, met
         except DataError as error:
             scores.skipped.append(Skipped(line=place, why=f"sample {sample['id']}: {error}"))
             continue
+        if cluster is not None and group is None:
+            scores.lacking.append(f"sample {sample['id']}")
         scores.add(str(sample["id"]), score, group, place)
     metric = None if metric == SCORE and SCORE not in scorers else metric
     if metric is not None and metric not in scorers:

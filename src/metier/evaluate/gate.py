@@ -23,7 +23,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from metier.base.config import Settings
 from metier.base.errors import DataError
@@ -42,14 +42,14 @@ class Rule(Settings):
     """What is asked of one metric."""
 
     direction: Literal["higher", "lower"] = "higher"  # which is better
-    margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = (
-        None  # how much worse it may be, in the metric's unit
-    )
-    gain: Annotated[float, Field(ge=0)] | None = None  # or: how much better it must be at least
+    # How much worse it may be, in the metric's unit; or how much better it must be at least.
+    margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    gain: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     hard: bool = True  # whether it decides
     field: str | None = None  # of the samples; the metric's own name unless told
     suite: str | None = None  # of the samples' suites, or a run's STAGE or STAGE:SPLIT
-    range: tuple[float, float] | None = None  # lowest and highest value that there can be; 0 and 1 if all are within
+    # Lowest and highest value that there can be; 0 and 1 if all are within.
+    range: tuple[FiniteFloat, FiniteFloat] | None = None
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Rule:
@@ -183,7 +183,7 @@ def _metric(name: str, rule: Rule, run: Side, base: Side, settings: GateSettings
         why = (
             f"no result can miss a margin of {rule.margin:g} where scores have a range of {span:g}: give a smaller one"
         )
-        return _unknown(name, rule, why, caveats)
+        return _unknown(name, rule, why, [*caveats, *([said] if said else [])])
     better, worse = (run, base) if rule.direction == "higher" else (base, run)
     below, above = _USED * settings.alpha, _USED * settings.alpha / hard
     found = one_sided(
