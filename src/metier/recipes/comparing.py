@@ -43,8 +43,8 @@ from metier.recipes.context import Context
 from metier.recipes.learning import group_of, manifest_of, record
 from metier.recipes.settings import Crowd, Dataset, Draw, Fit, Judge, Measure
 from metier.records.ledger import Ledger
-from metier.records.types import DatasetManifest, Episode, Feedback, Group, Task
-from metier.records.values import lowest_by_episode
+from metier.records.types import DatasetManifest, Episode, Group, Task
+from metier.records.values import by_episode, lowest_by_episode
 from metier.rollout.episodes import kept_episodes, run_episodes
 from metier.stats.calibration import calibration
 from metier.stats.intervals import share_interval
@@ -126,10 +126,8 @@ def _true_pairs(ledger: Ledger, run_id: str, stage: str, most: int, seed: int) -
     """At most `most` pairs of each task of a `draw` stage, drawn among those of different reward."""
     episodes = ledger.episodes(run_id=run_id, stage=stage)
     tasks = ledger.tasks({e.task_id for e in episodes})
-    said: dict[str, list[Feedback]] = {}
-    for one in ledger.feedback(run_id=run_id, about=[e.id for e in episodes]):
-        if one.kind == "score" and one.source.kind == "verifier":
-            said.setdefault(one.about[0], []).append(one)
+    about = ledger.feedback(run_id=run_id, about=[e.id for e in episodes], kind="score")
+    said = by_episode(one for one in about if one.source.kind == "verifier")
     by_task: dict[str, list[tuple[Episode, float]]] = {}
     for episode in episodes:
         reward = TRUTH.reward(said.get(episode.id, []))

@@ -36,8 +36,8 @@ from metier.models.values import add_value_head, drop_value_head
 from metier.recipes.context import Context
 from metier.recipes.learning import group_of, in_blocks, publish, saver_of
 from metier.recipes.settings import Rl
-from metier.records.types import DatasetManifest, Episode, Feedback, Group, Task, to_plain
-from metier.records.values import lowest
+from metier.records.types import DatasetManifest, Episode, Group, Task, to_plain
+from metier.records.values import by_episode, lowest
 from metier.rollout.episodes import Plan, kept_episodes, run_episodes
 from metier.train.advantages import advantages, gae, kl_penalty, whitened
 from metier.train.loop import Trainer, TrainSettings
@@ -110,12 +110,9 @@ class _Supply:
         wanted = settings.steps * settings.tasks * (1 + settings.rounds)
         tasks = context.tasks(settings.split, wanted)
         context.refuse_overlap(tasks, f"stage {settings.name!r}")
-        self.own = {task.id: task.id for task in tasks}  # a task's id in the family, where others verify it here
-        if settings.verifiers:
-            context.ledger.add_tasks(list({t.id: t for t in tasks}.values()))
-            tasks, own = [_verified_by(task, settings) for task in tasks], tasks
-            self.own = {new.id: old.id for new, old in zip(tasks, own, strict=True)}
-        context.ledger.add_tasks(list({t.id: t for t in tasks}.values()))
+        own, tasks = tasks, [_verified_by(task, settings) for task in tasks] if settings.verifiers else tasks
+        self.own = {task.id: as_made.id for task, as_made in zip(tasks, own, strict=True)}  # others may verify it here
+        context.ledger.add_tasks(list({task.id: task for task in (*own, *tasks)}.values()))
         rng = rng_for(context.recipe.seed, settings.name)
         order = in_blocks(tasks, lambda task: task, settings.block, rng)
         # a small file: go through it again and again
@@ -338,9 +335,7 @@ def _sample(
     episodes = kept_episodes(context.ledger, plans, draw)
     feedback = verify_episodes({t.id: t for t in tasks}, episodes, context.executor, run_id=context.run_id)
     context.ledger.add_feedback(feedback)
-    about: dict[str, list[Feedback]] = {}
-    for item in feedback:
-        about.setdefault(item.about[0], []).append(item)
+    about = by_episode(feedback)
     policy = RewardPolicy.of(settings.reward.model_dump())
     groups = []
     for n, task in enumerate(tasks):

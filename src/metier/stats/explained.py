@@ -163,9 +163,7 @@ def _partial(cross_BZZ: Floats, feature: int) -> Floats:
 
 def _within(rows_nZ: Floats, prompts: Sequence[Hashable]) -> Floats:
     """Each column less the mean of its prompt."""
-    place, groups = numbered(prompts)
-    if not groups:
-        return rows_nZ
+    place, _ = numbered(prompts)
     count = np.bincount(place)
     means = np.stack([np.bincount(place, column) / count for column in rows_nZ.T], axis=1)
     centred: Floats = rows_nZ - means[place]
