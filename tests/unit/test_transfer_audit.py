@@ -269,3 +269,33 @@ def test_the_command_stands_in_the_help() -> None:
 def test_an_empty_pool_is_no_pool() -> None:
     found = audit_pool(Pool(name="none", samples=()), "r", Settings(draws=100))
     assert found.verdict == "undecided" and found.samples == 0 and found.false_pass == ()
+
+
+@pytest.mark.parametrize("change", [{"gold": 1.0}, {"reward": {"honest": 1.0}}])
+def test_where_nothing_could_be_chosen_there_is_no_law_and_no_exploit(change: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{**row, **change} for row in rows_of(30, 8)]
+    found = audit_pool(read_pool(written(tmp_path / "pool.jsonl", rows)), "honest", Settings(draws=100))
+    assert found.fit is None and found.clusters == () and found.exploits == 0 and "peak" not in as_text(found)
+
+
+@pytest.mark.parametrize(("times", "plus"), [(1.0, 1e9), (1e-90, 0.0), (1e90, 0.0)])
+def test_the_origin_and_the_unit_of_a_reward_change_nothing(times: float, plus: float, tmp_path: Path) -> None:
+    rows = rows_of(30, 8)
+    plain = audit_pool(read_pool(written(tmp_path / "plain.jsonl", rows)), "sorry", Settings(draws=100))
+    for row in rows:
+        row["reward"] = {"sorry": row["reward"]["sorry"] * times + plus}
+    other = audit_pool(read_pool(written(tmp_path / "other.jsonl", rows)), "sorry", Settings(draws=100))
+    assert other.verdict == plain.verdict and plain.transfer is not None and other.transfer is not None
+    assert other.transfer.reward.mean == pytest.approx(plain.transfer.reward.mean, rel=1e-4)
+    assert plain.explained is not None and other.explained is not None
+    assert not any("does not vary" in caveat for caveat in other.explained.caveats)
+
+
+def test_rows_that_say_the_same_are_counted_and_kept(tmp_path: Path) -> None:
+    rows = rows_of(20, 8)
+    pool = read_pool(written(tmp_path / "pool.jsonl", [*rows, *rows]))
+    assert len(pool.samples) == 320 and pool.repeated >= 160
+    found = audit_pool(pool, "honest", Settings(draws=100))
+    assert any("rows say the same as one before them" in caveat for caveat in found.caveats)
+    named = [{**row, "id": str(n)} for n, row in enumerate([*rows, *rows])]
+    assert read_pool(written(tmp_path / "named.jsonl", named)).repeated == 0, "its owner says that they are apart"
