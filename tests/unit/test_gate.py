@@ -25,6 +25,12 @@ from metier.stats.paired import paired
 Scores = dict[str, list[float | None]]
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Away from the project, whose ledger, where a demo has made one, would keep these decisions."""
+    monkeypatch.chdir(tmp_path)
+
+
 def scores(values: list[float]) -> Scores:
     return {f"t{n}": [value] for n, value in enumerate(values)}
 
